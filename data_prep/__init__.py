@@ -1,0 +1,1 @@
+"""Text into training data: curation and the converter to Megatron datasets. No torch."""

@@ -1,0 +1,168 @@
+"""Convert a text corpus to Megatron indexed datasets, with the flags of Megatron's own tool.
+
+python data_prep/preprocess_data.py --input 'corpus/*.jsonl' --tokenizer-model models/qwen \\
+    --output-prefix data/corpus --append-eod --workers 8
+
+docs/guides/bring-your-corpus.md says what is decided about odd input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+if not __package__:
+    # Run as a file: make the repository importable, in place of this directory.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data_prep.convert import ConvertOptions, ConvertSummary, convert
+from megatron_soaes.errors import ExitCode, UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="preprocess_data.py", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="paths or globs of .jsonl, .jsonl.gz, .jsonl.zst and .parquet files",
+    )
+    add(
+        "--json-keys",
+        nargs="+",
+        default=["text"],
+        metavar="KEY",
+        help="keys (Parquet: columns) to convert, one dataset for each (text)",
+    )
+    add("--split-sentences", action="store_true", help="not supported: refused")
+    add(
+        "--tokenizer-type",
+        default="HuggingFaceTokenizer",
+        metavar="TYPE",
+        help="HuggingFaceTokenizer, the only one",
+    )
+    add(
+        "--tokenizer-model",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a Hugging Face model directory or a tokenizer.json",
+    )
+    add(
+        "--tokenizer-hf-no-include-special-tokens",
+        action="store_true",
+        help="do not add what the tokenizer's post-processor adds (Llama: a begin-of-text token)",
+    )
+    add("--append-eod", action="store_true", help="end every document with the eos_token")
+    add(
+        "--output-prefix",
+        type=Path,
+        required=True,
+        metavar="PREFIX",
+        help="writes PREFIX_KEY_document.bin and .idx, and PREFIX.manifest.json",
+    )
+    add("--overwrite", action="store_true", help="replace existing outputs")
+    add("--workers", type=int, default=1, help="worker processes (1)")
+    add(
+        "--partitions",
+        type=int,
+        help="byte ranges to cut each plain JSONL file into (as many as keep one within 32 MiB)",
+    )
+    add("--log-interval", type=int, default=1000, help="documents between progress lines (1000)")
+    add(
+        "--backend",
+        choices=("auto", "fastokens", "tokenizers"),
+        default="auto",
+        help="tokenizer library; auto is fastokens where it agrees with tokenizers (auto)",
+    )
+    add(
+        "--skip-bad-lines",
+        type=Path,
+        metavar="FILE",
+        help="collect lines that hold no document in FILE and go on, instead of stopping",
+    )
+    return parser
+
+
+def parse_options(argv: list[str]) -> ConvertOptions:
+    """Read the command line. Raises `UserError` for what only Megatron's tool can do."""
+    arguments = build_parser().parse_args(argv)
+    if arguments.split_sentences:
+        raise UserError(
+            "--split-sentences",
+            "a request for one sequence a sentence",
+            "one sequence a document, as GPT-style training reads it",
+            "Leave the flag out; for BERT-style data use Megatron's own tool.",
+        )
+    if arguments.tokenizer_type != "HuggingFaceTokenizer":
+        raise UserError(
+            "--tokenizer-type",
+            arguments.tokenizer_type,
+            "HuggingFaceTokenizer",
+            "Pass the Hugging Face directory of the model as --tokenizer-model.",
+        )
+    return ConvertOptions(
+        inputs=tuple(arguments.input),
+        output_prefix=arguments.output_prefix,
+        tokenizer_model=arguments.tokenizer_model,
+        json_keys=tuple(arguments.json_keys),
+        append_eod=arguments.append_eod,
+        include_special_tokens=not arguments.tokenizer_hf_no_include_special_tokens,
+        workers=arguments.workers,
+        partitions=arguments.partitions,
+        log_interval=arguments.log_interval,
+        backend=arguments.backend,
+        skip_bad_lines=arguments.skip_bad_lines,
+        overwrite=arguments.overwrite,
+    )
+
+
+def describe(summary: ConvertSummary) -> str:
+    """The result in words."""
+    lines = [
+        f"{summary.documents:,} documents in {summary.seconds:.1f} s "
+        f"({summary.bytes_read / 1e6:,.1f} MB, {summary.backend})"
+    ]
+    for key, prefix in summary.datasets.items():
+        empty = summary.empty_documents[key]
+        lines.append(
+            f"  {prefix}.bin/.idx: {summary.tokens[key]:,} tokens"
+            + (f"; {empty:,} documents without text" if empty else "")
+        )
+    if summary.blank_lines:
+        lines.append(f"  {summary.blank_lines:,} blank lines passed over")
+    for reason, count in sorted(summary.bad_lines.items()):
+        lines.append(f"  {count:,} bad lines left out: {reason}")
+    lines.append(f"  {summary.manifest}")
+    return "\n".join(lines)
+
+
+def _stop(signal_number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line `argv`; returns the exit code."""
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        summary = convert(parse_options(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.BAD_INPUT
+    except KeyboardInterrupt:
+        return ExitCode.STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    print(describe(summary))
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

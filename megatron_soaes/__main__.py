@@ -1,0 +1,5 @@
+"""`python -m megatron_soaes` is the `soaes` command."""
+
+from megatron_soaes.cli import main
+
+main()

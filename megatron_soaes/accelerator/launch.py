@@ -1,0 +1,109 @@
+"""Start the processes of one local job and end them together. No torch.
+
+`torchrun` would do, but it turns every worker's exit code into 1, does not pass SIGUSR1 on, and
+imports torch (seconds) before it starts anything.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+GRACE_S = 30.0
+"""How long the other ranks may take to end after one has ended badly, before they are killed."""
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(module: str, arguments: Sequence[str], processes: int, logs: Path) -> int:
+    """Run `python -m module arguments` as ranks 0..processes-1 and return one exit code.
+
+    Rank 0 shares this terminal; the others write to `logs/rank{N}.log`. SIGINT, SIGTERM and SIGUSR1
+    are passed on to every rank. When a rank fails the others get SIGTERM, then SIGKILL after
+    `GRACE_S`. The result is 0 when all ranks ended with 0, otherwise the code of the first failure
+    (a death by signal N counts as 128 + N).
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    workers = [
+        _start(module, arguments, rank, processes, port, logs / f"rank{rank}.log")
+        for rank in range(processes)
+    ]
+    previous = {
+        number: signal.signal(number, lambda received, _: _send(workers, received))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    }
+    try:
+        return _wait(workers)
+    finally:
+        for worker in workers:
+            _kill_group(worker)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _start(
+    module: str, arguments: Sequence[str], rank: int, processes: int, port: int, log: Path
+) -> subprocess.Popen[bytes]:
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        # Megatron-Core overlaps tensor-parallel communication correctly only with one queue.
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [sys.executable, "-m", module, *arguments]
+    if rank == 0:
+        return subprocess.Popen(command, env=environment, start_new_session=True)
+    with open(log, "ab") as stream:
+        return subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=stream, stderr=stream
+        )
+
+
+def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
+    deadline: float | None = None
+    result = 0
+    while any(worker.poll() is None for worker in workers):
+        failed = [w.returncode for w in workers if w.returncode not in (None, 0)]
+        if failed and deadline is None:
+            result = failed[0]
+            deadline = time.monotonic() + GRACE_S
+            _send(workers, signal.SIGTERM)
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    if deadline is None:
+        result = next((w.returncode for w in workers if w.returncode), 0)
+    return 128 - result if result < 0 else result
+
+
+def _send(workers: list[subprocess.Popen[bytes]], number: int) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(number)
+
+
+def _kill_group(worker: subprocess.Popen[bytes]) -> None:
+    """Kill a rank and whatever it forked (checkpoint writers outlive a killed trainer)."""
+    try:
+        os.killpg(worker.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    worker.wait()

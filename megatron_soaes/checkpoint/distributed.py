@@ -1,0 +1,154 @@
+"""Save and load sharded checkpoints of a live, parallel model through Megatron-Core."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_soaes.accelerator.groups import world_rank
+from megatron_soaes.checkpoint import directory
+from megatron_soaes.checkpoint.trainer_state import TrainerState
+from megatron_soaes.errors import UserError
+
+CHECKPOINT_VERSION = 3.0
+"""What Megatron-LM writes into `common.pt` for the QKV order that we share."""
+
+
+def _sharding_metadata() -> dict[str, Any]:
+    """How the distributed optimizer lays out its state: loadable in any layout."""
+    return {
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+
+
+def _content_metadata() -> dict[str, Any]:
+    return {name: value for name, value in _sharding_metadata().items() if name != "dp_cp_group"}
+
+
+def _model_states(chunks: Sequence[GPTModel], metadata: dict[str, Any]) -> dict[str, Any]:
+    """Sharded state by the names Megatron-LM gives the chunks of a (virtual) pipeline stage."""
+    if len(chunks) == 1:
+        return {"model": chunks[0].sharded_state_dict(metadata=metadata)}
+    return {
+        f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(chunks)
+    }
+
+
+def save(
+    root: Path,
+    chunks: Sequence[GPTModel],
+    optimizer: MegatronOptimizer,
+    state: TrainerState,
+    model_arguments: Mapping[str, Any],
+) -> Path:
+    """Write `state.iteration` under `root` so that it appears whole (collective).
+
+    All ranks write their shards into a temporary folder; rank 0 adds the trainer state, flushes
+    everything to the disk, renames the folder and then moves the pointer. An existing checkpoint is
+    never written over.
+    """
+    final = directory.iteration_directory(root, state.iteration)
+    temporary = directory.temporary_directory(root, state.iteration)
+    if world_rank() == 0:
+        if final.exists():
+            raise FileExistsError(final)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    torch.distributed.barrier()
+    metadata = _sharding_metadata()
+    content = _model_states(chunks, metadata)
+    content["optimizer"] = optimizer.sharded_state_dict(content, metadata=metadata)
+    content |= {
+        "args": argparse.Namespace(**model_arguments),
+        "checkpoint_version": CHECKPOINT_VERSION,
+        "iteration": state.iteration,
+        "opt_param_scheduler": state.schedule,
+    }
+    dist_checkpointing.save(content, str(temporary), content_metadata=_content_metadata())
+    if world_rank() == 0:
+        state.write(temporary)
+        directory.publish_iteration(root, temporary, state.iteration)
+    torch.distributed.barrier()
+    return final
+
+
+def load_weights(root: Path, iteration: int, chunks: Sequence[GPTModel]) -> None:
+    """Fill the model with the weights of a checkpoint saved in any layout (collective)."""
+    metadata = _sharding_metadata()
+    content = _load(root, iteration, _model_states(chunks, metadata))
+    _fill(chunks, content)
+
+
+def load(
+    root: Path, iteration: int, chunks: Sequence[GPTModel], optimizer: MegatronOptimizer
+) -> TrainerState:
+    """Fill model and optimizer with a training checkpoint saved in any layout (collective)."""
+    state = TrainerState.read(directory.iteration_directory(root, iteration))
+    metadata = _sharding_metadata()
+    wanted = _model_states(chunks, metadata)
+    wanted["optimizer"] = optimizer.sharded_state_dict(wanted, is_loading=True, metadata=metadata)
+    content = _load(root, iteration, wanted)
+    _fill(chunks, content)
+    # Moments and step count come from the checkpoint, hyper-parameters from the recipe: whether
+    # they may differ was for the caller to decide, and must not be undone by the file.
+    wanted_groups = [_hyper_parameters(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(content["optimizer"])
+    for group, hyper_parameters in zip(optimizer.param_groups, wanted_groups, strict=True):
+        group.update(hyper_parameters)
+    return state
+
+
+def _hyper_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name not in ("params", "step")}
+
+
+def _load(root: Path, iteration: int, wanted: dict[str, Any]) -> dict[str, Any]:
+    where = directory.iteration_directory(root, iteration)
+    try:
+        content, missing, _ = dist_checkpointing.load(
+            wanted, str(where), strict=StrictHandling.RETURN_ALL
+        )
+    # A failed read raises CheckpointException, which derives from BaseException.
+    except CheckpointException as error:
+        raise UserError(
+            where, f"a checkpoint that cannot be read ({error})", "complete, undamaged shards",
+            f"Point {directory.TRACKER} at an older iteration.",
+        ) from error  # fmt: skip
+    # Extra states are empty without FP8, and absent from checkpoints written without it.
+    missing = {key for key in missing if "_extra_state" not in key}
+    if missing:
+        raise UserError(
+            where, f"no tensor {sorted(missing)[0]} (and {len(missing) - 1} more)",
+            "every tensor of the model", "Is this the checkpoint of another model?",
+        )  # fmt: skip
+    return dict(content)
+
+
+def _fill(chunks: Sequence[GPTModel], content: Mapping[str, Any]) -> None:
+    names = ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
+    for name, chunk in zip(names, chunks, strict=True):
+        chunk.load_state_dict(content[name], strict=True)
+
+
+@torch.no_grad()
+def zero_vocabulary_padding(chunks: Sequence[GPTModel], vocab_size: int) -> None:
+    """Zero the embedding and output rows that stand for no token (a checkpoint holds none)."""
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    for chunk in chunks:
+        for name, weight in chunk.named_parameters():
+            if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+                first = rank * weight.shape[0]
+                weight[max(0, vocab_size - first) :].zero_()

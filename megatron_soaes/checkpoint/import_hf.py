@@ -1,0 +1,162 @@
+"""From a Hugging Face directory to a Megatron-Core distributed checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_soaes import files
+from megatron_soaes.checkpoint.directory import HF_FILES, TRACKER, iteration_directory
+from megatron_soaes.checkpoint.distributed import CHECKPOINT_VERSION
+from megatron_soaes.checkpoint.hf_files import HFWeights, StoredTensor, copy_other_files
+from megatron_soaes.checkpoint.parity import ParityReport, check_parity
+from megatron_soaes.checkpoint.torch_dist import TorchDistWriter
+from megatron_soaes.errors import UserError
+from megatron_soaes.models.families import weight_table
+from megatron_soaes.models.weights import Weight, slices
+from megatron_soaes.recipe.shapes import ModelShape, read_shape
+
+Progress = Callable[[int, int], None]
+"""Called with the parameters done and in all."""
+
+OUTPUT = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+DERIVED_SUFFIX = ".rotary_emb.inv_freq"
+"""Tables of early Llama files that follow from config.json; transformers ignores them too."""
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import did."""
+
+    checkpoint: Path
+    """Root of the checkpoint; its iteration is 0."""
+    tensors: int
+    bytes: int
+    dtypes: list[str]
+    skipped: list[str]
+    """HF tensors that the checkpoint does not need: derived tables, a copy of a tied embedding."""
+    parity: ParityReport | None
+    """None when verification was switched off."""
+
+
+def import_hf(
+    hf_dir: Path,
+    out_root: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Write the model of an HF directory as a checkpoint that any tensor and pipeline layout loads.
+
+    Each tensor keeps its dtype unless `dtype` is given. Memory is bounded by one layer of the
+    largest weight (or the embedding), not by the model. With `verify`, logits must agree with
+    `transformers` (`parity.check_parity`). `out_root` appears whole at the end or not at all.
+    Raises UserError when it exists, when the directory is malformed and when the logits differ.
+    """
+    if out_root.exists():
+        raise UserError(
+            out_root, "something already there", "a path that does not exist",
+            "Choose another path, or remove what is there.",
+        )  # fmt: skip
+    shape = read_shape(hf_dir / "config.json")
+    source = HFWeights(hf_dir)
+    table = weight_table(shape)
+    skipped = _check_tensors(source, shape, table)
+    dtypes = {weight.key: dtype or _common_dtype(source, shape, weight) for weight in table}
+    with files.atomic_directory(out_root) as root:
+        target = iteration_directory(root, 0)
+        target.mkdir()
+        written = _copy_weights(source, target, shape, dtypes, progress)
+        copy_other_files(hf_dir, root / HF_FILES)
+        files.write_text(root / TRACKER, "0\n")
+        parity = check_parity(hf_dir, target) if verify else None
+    names = sorted({str(d).removeprefix("torch.") for d in dtypes.values()})
+    tensors = len(source.tensors) - len(skipped)
+    return ImportReport(out_root, tensors, written, names, skipped, parity)
+
+
+def _copy_weights(
+    source: HFWeights,
+    target: Path,
+    shape: ModelShape,
+    dtypes: dict[str, torch.dtype],
+    progress: Progress | None,
+) -> int:
+    """Write every slice of the model into `target`; returns the bytes written."""
+    common = {"iteration": 0, "checkpoint_version": CHECKPOINT_VERSION}
+    total = shape.parameters
+    done = written = 0
+    with TorchDistWriter(target, common) as checkpoint:
+        for weight, layer in slices(weight_table(shape), range(shape.layers)):
+            parts = [source.read(name) for name in weight.hf_shapes(shape, layer)]
+            tensor = weight.transform.join(shape, parts).to(dtypes[weight.key])
+            offsets = [0] * tensor.dim()
+            if layer is not None:
+                tensor, offsets = tensor.unsqueeze(0), [layer, *offsets]
+            checkpoint.write(weight.key, weight.global_shape(shape), offsets, tensor)
+            done, written = done + tensor.numel(), written + tensor.nbytes
+            if progress is not None:
+                progress(done, total)
+    return written
+
+
+def _check_tensors(source: HFWeights, shape: ModelShape, table: Sequence[Weight]) -> list[str]:
+    """Compare names and shapes with the table; returns the HF tensors that are not needed."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for weight, layer in slices(table, range(shape.layers)):
+        expected |= weight.hf_shapes(shape, layer)
+    for name, wanted in expected.items():
+        stored = source.tensors.get(name)
+        if stored is None:
+            raise UserError(
+                source.directory, f"no tensor {name}", f"it, with shape {list(wanted)}",
+                "Download the model again; if it is complete, config.json describes another one.",
+            )  # fmt: skip
+        if stored.shape != wanted:
+            raise UserError(
+                f"{stored.file}: {name}", f"shape {list(stored.shape)}",
+                f"{list(wanted)}, as config.json says", "Use the config.json of these weights.",
+            )  # fmt: skip
+    extra = [name for name in source.tensors if name not in expected]
+    for name in extra:
+        _require_needless(source, source.tensors[name], name, shape)
+    return extra
+
+
+def _require_needless(
+    source: HFWeights, stored: StoredTensor, name: str, shape: ModelShape
+) -> None:
+    if name.endswith(DERIVED_SUFFIX):
+        return
+    if name == OUTPUT and shape.tied_embeddings:
+        output, embedding = source.read(OUTPUT), source.read(EMBEDDING)
+        if output.dtype == embedding.dtype and torch.equal(output, embedding):
+            return
+        raise UserError(
+            f"{stored.file}: {name}", f"values that differ from {EMBEDDING}",
+            "the same values, because config.json says tie_word_embeddings",
+            "Set tie_word_embeddings to false in config.json if they are meant to differ.",
+        )  # fmt: skip
+    raise UserError(
+        f"{stored.file}: {name}", "a tensor this family does not have",
+        f"the tensors of a {shape.family} model", "Use a base model without added weights.",
+    )  # fmt: skip
+
+
+def _common_dtype(source: HFWeights, shape: ModelShape, weight: Weight) -> torch.dtype:
+    """The one dtype of all HF tensors of a weight, which the checkpoint stores as one tensor."""
+    layers = range(shape.layers) if weight.stacked else [None]
+    found = {n: source.tensors[n].dtype for i in layers for n in weight.hf_shapes(shape, i)}
+    if len(set(found.values())) > 1:
+        first, dtype = next(iter(found.items()))
+        other, different = next((n, d) for n, d in found.items() if d != dtype)
+        raise UserError(
+            f"{source.tensors[other].file}: {other}", str(different), f"{dtype}, as {first} has",
+            "Give --dtype to convert all weights to one.",
+        )  # fmt: skip
+    return next(iter(found.values()))

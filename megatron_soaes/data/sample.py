@@ -1,0 +1,97 @@
+"""The one sample type of every stage, and how samples become a micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A window of `length` + 1 tokens that holds one or more documents, or parts of them.
+
+    The first `length` tokens are read, the last `length` are predicted.
+    """
+
+    tokens: NDArray[np.int64]
+    """[length + 1] token ids."""
+    loss_weights: NDArray[np.float32]
+    """[length + 1]; entry i weighs the prediction of tokens[i]. The first token of a document (and
+    of the window) has weight 0: nothing before it belongs to it."""
+    cu_seqlens: NDArray[np.int32]
+    """[documents + 1]; start of each document in the window, then length + 1."""
+    source: int
+    """Index of the dataset it came from."""
+
+    @property
+    def length(self) -> int:
+        """Tokens read."""
+        return len(self.tokens) - 1
+
+
+def pretraining_sample(tokens: NDArray[np.int64], end_of_document: int, source: int) -> Sample:
+    """A window of plain text: a document ends with `end_of_document`, every other token counts."""
+    ends = np.flatnonzero(tokens == end_of_document) + 1
+    starts = ends[ends < len(tokens)]
+    weights = np.ones(len(tokens), dtype=np.float32)
+    weights[0] = 0.0
+    weights[starts] = 0.0
+    cu_seqlens = np.concatenate(([0], starts, [len(tokens)])).astype(np.int32)
+    return Sample(tokens, weights, cu_seqlens, source)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples laid end to end as one packed sequence of t tokens, on the device."""
+
+    inputs: Tensor
+    """[1, t] int64."""
+    labels: Tensor
+    """[1, t] int64; labels[i] is what inputs[i] should predict."""
+    loss_weights: Tensor
+    """[1, t] float32."""
+    cu_seqlens: Tensor
+    """[documents + 1] int32 starts of documents within the t tokens, then t."""
+    longest: int
+    """Tokens of the longest document."""
+    sources: tuple[int, ...]
+    """Dataset index of each sample."""
+
+    def packed_seq_params(self) -> PackedSeqParams:
+        """The documents as Megatron-Core and Transformer Engine take them."""
+        return PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=self.cu_seqlens,
+            cu_seqlens_kv=self.cu_seqlens,
+            max_seqlen_q=self.longest,
+            max_seqlen_kv=self.longest,
+        )
+
+
+def collate(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
+    """Lay samples end to end; each window is cut to its inputs, so nothing crosses samples."""
+    bounds = [0]
+    for sample in samples:
+        offset = bounds[-1]
+        # A document that starts with the window's extra token has no input in this window.
+        starts = sample.cu_seqlens[1:-1]
+        bounds.extend(int(offset + start) for start in starts if start < sample.length)
+        bounds.append(offset + sample.length)
+
+    def lay(parts: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).unsqueeze(0).to(device)
+
+    return MicroBatch(
+        inputs=lay([sample.tokens[:-1] for sample in samples]),
+        labels=lay([sample.tokens[1:] for sample in samples]),
+        loss_weights=lay([sample.loss_weights[1:] for sample in samples]),
+        cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device),
+        longest=int(np.diff(bounds).max()),
+        sources=tuple(sample.source for sample in samples),
+    )

@@ -1,0 +1,128 @@
+"""From a model's shape to a Megatron-Core GPTModel of this rank's part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_soaes.accelerator.device import this_device
+from megatron_soaes.models.rope import rope_inverse_frequencies
+from megatron_soaes.models.specs import block_spec
+from megatron_soaes.recipe.schema import FP8, Layout, Recompute
+from megatron_soaes.recipe.shapes import ModelShape
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a shape is built on this machine."""
+
+    dtype: torch.dtype
+    padded_vocab_size: int
+    """Rows of the embedding and the output layer, all ranks together."""
+    layout: Layout = field(default_factory=Layout)
+    recompute: Recompute = field(default_factory=lambda: Recompute())
+    fp8: FP8 | None = None
+
+
+def build_model(
+    shape: ModelShape, options: BuildOptions, virtual_stage: int | None = None
+) -> GPTModel:
+    """This rank's part of the model, on its device, weights not initialised (a checkpoint follows).
+
+    The process group and `accelerator.groups.model_parallel` must be active and agree with
+    `options.layout`. Returns a model whose forward gives vocab-parallel logits
+    [batch, sequence, padded_vocab_size / tensor_parallel] on the last pipeline stage.
+    """
+    device = this_device()
+    if options.fp8 is not None and not device.has_transformer_engine:
+        raise ValueError(
+            "FP8 needs CUDA and Transformer Engine; Megatron-Core would ignore it here"
+        )
+    config = transformer_config(shape, options)
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=block_spec(config, device.has_transformer_engine, virtual_stage),
+        vocab_size=options.padded_vocab_size,
+        max_sequence_length=shape.max_position,
+        pre_process=parallel_state.is_pipeline_first_stage(
+            ignore_virtual=False, vp_stage=virtual_stage
+        ),
+        post_process=parallel_state.is_pipeline_last_stage(
+            ignore_virtual=False, vp_stage=virtual_stage
+        ),
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=shape.rope_theta,
+        vp_stage=virtual_stage,
+    )
+    model.rotary_pos_emb.inv_freq = rope_inverse_frequencies(shape).to(device.torch_device)
+    return model.to(device.torch_device)
+
+
+def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerConfig:
+    """Megatron-Core's configuration of the shape under the options."""
+    layout = options.layout
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        qk_layernorm=shape.qk_norm,
+        add_qkv_bias=shape.qkv_bias,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=options.dtype,
+        pipeline_dtype=options.dtype,
+        bf16=options.dtype == torch.bfloat16,
+        tensor_model_parallel_size=layout.tensor_parallel,
+        pipeline_model_parallel_size=layout.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=(
+            layout.virtual_pipeline if layout.virtual_pipeline > 1 else None
+        ),
+        context_parallel_size=layout.context_parallel,
+        sequence_parallel=layout.sequence_parallel,
+        # A weight is right or an error: uninitialised memory must never pass for a model.
+        perform_initialization=False,
+        calculate_per_token_loss=True,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        **_recompute(options.recompute),
+        **_fp8(options.fp8),
+    )
+
+
+def _recompute(recompute: Recompute) -> dict[str, Any]:
+    if recompute.granularity == "none":
+        return {}
+    if recompute.granularity == "full":
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
+    return {"recompute_granularity": "selective", "recompute_modules": list(recompute.modules)}
+
+
+def _fp8(fp8: FP8 | None) -> dict[str, Any]:
+    if fp8 is None:
+        return {}
+    return {
+        "fp8": fp8.format,
+        "fp8_recipe": fp8.recipe,
+        "first_last_layers_bf16": fp8.first_last_layers_bf16,
+    }

@@ -1,0 +1,150 @@
+"""Names in a recipe: each unique, each known, and no validation set that was trained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from megatron_soaes.errors import UserError
+from megatron_soaes.recipe.gates import Gate
+from megatron_soaes.recipe.graph import IMPORT, import_node, preprocess_node, producers_above
+from megatron_soaes.recipe.problems import Problem, did_you_mean
+from megatron_soaes.recipe.schema import Dataset, EvaluateStage, Recipe, Stage, TrainingStage
+
+
+def check_references(recipe: Recipe) -> list[Problem]:
+    """Every broken rule about datasets, blends, validation sets, stage names and gates."""
+    return [
+        *_datasets(recipe),
+        *_blends(recipe),
+        *_stage_names(recipe),
+        *(problem for stage in recipe.stages for problem in _stage(recipe, stage)),
+        *_perplexity_sets(recipe),
+    ]
+
+
+def _datasets(recipe: Recipe) -> Iterator[Problem]:
+    for name, dataset in recipe.data.datasets.items():
+        path = f"data.datasets.{name}"
+        if bool(dataset.text) == (dataset.indexed is not None):
+            found = "both text and indexed" if dataset.text else "neither text nor indexed"
+            yield Problem(path, found, "exactly one of them", "Give `text` or `indexed`.")
+        if dataset.indexed is not None and dataset.key != Dataset.model_fields["key"].default:
+            fix = "Remove it: an indexed dataset holds tokens, it has no keys."
+            yield Problem(f"{path}.key", dataset.key, "no key beside `indexed`", fix)
+
+
+def _blends(recipe: Recipe) -> Iterator[Problem]:
+    for name, blend in recipe.data.blends.items():
+        parts = [(f"data.blends.{name}.weights", blend.weights)]
+        if blend.replay:
+            parts.append((f"data.blends.{name}.replay.weights", blend.replay.weights))
+        for path, weights in parts:
+            if not weights:
+                yield Problem(path, "no dataset", "at least one dataset", "Add `dataset: weight`.")
+            yield from _unknown(path, weights, recipe.data.datasets, "a dataset of data.datasets")
+        for dataset in blend.shares() if all(weights for _, weights in parts) else ():
+            source = recipe.data.datasets.get(dataset)
+            if source and source.holdout == 1:
+                fix = "Lower the holdout, or take the dataset out of the blend."
+                rule = f"less than 1, because blend '{name}' trains on it"
+                yield Problem(f"data.datasets.{dataset}.holdout", "1.0", rule, fix)
+
+
+def _stage_names(recipe: Recipe) -> Iterator[Problem]:
+    nodes = {preprocess_node(name) for name in recipe.data.datasets}
+    reserved = {IMPORT, import_node("target"), import_node("draft"), *nodes}
+    for name, count in Counter(stage.name for stage in recipe.stages).items():
+        path = f"stages.{name}.name"
+        if count > 1:
+            yield Problem(path, f"'{name}' {count} times", "a name of its own", "Rename one stage.")
+        if name in reserved:
+            rule = "a name that no other step of the run has"
+            yield Problem(path, f"'{name}'", rule, "Rename the stage.")
+
+
+def _stage(recipe: Recipe, stage: Stage) -> Iterator[Problem]:
+    path = f"stages.{stage.name}"
+    if recipe.models.get(stage.model) is None:
+        fix = "Declare `models.draft`, or set the stage's `model` to target."
+        yield Problem(f"{path}.model", stage.model, "a declared model", fix)
+    starts = [IMPORT, *producers_above(recipe, stage)]
+    rule = f"{IMPORT} or a training stage of the {stage.model} above it"
+    if isinstance(stage, EvaluateStage):
+        if stage.after is not None:
+            fix = "Remove `after`; list what to compare in `checkpoints`."
+            yield Problem(f"{path}.after", stage.after, "nothing in an evaluate stage", fix)
+        yield from _unknown(f"{path}.checkpoints", stage.checkpoints, starts, rule)
+        yield from _repeated(f"{path}.checkpoints", stage.checkpoints)
+    elif stage.after is not None:
+        yield from _unknown(f"{path}.after", [stage.after], starts, rule)
+    if isinstance(stage, TrainingStage):
+        yield from _training_data(recipe, stage)
+    yield from _gates(stage)
+
+
+def _training_data(recipe: Recipe, stage: TrainingStage) -> Iterator[Problem]:
+    path = f"stages.{stage.name}"
+    yield from _unknown(f"{path}.blend", [stage.blend], recipe.data.blends, "one of data.blends")
+    yield from _held_out(recipe, f"{path}.validation.sets", stage.validation.sets)
+    yield from _repeated(f"{path}.allow_changes", stage.allow_changes)
+
+
+def _perplexity_sets(recipe: Recipe) -> Iterator[Problem]:
+    path = "evaluation.perplexity"
+    sets = recipe.evaluation.perplexity
+    if not sets and any(isinstance(stage, EvaluateStage) for stage in recipe.stages):
+        fix = "List the held-out datasets to measure."
+        yield Problem(path, "no dataset", "one at least for the evaluate stages", fix)
+    yield from _held_out(recipe, path, sets)
+
+
+def _held_out(recipe: Recipe, path: str, sets: Sequence[str]) -> Iterator[Problem]:
+    """Validation sets must be known, named once, and unseen by every training stage."""
+    yield from _unknown(path, sets, recipe.data.datasets, "a dataset of data.datasets")
+    yield from _repeated(path, sets)
+    for name in sets:
+        dataset = recipe.data.datasets.get(name)
+        trainers = [stage.name for stage in recipe.stages if _trains_on(recipe, stage, name)]
+        if dataset and dataset.holdout == 0 and trainers:
+            yield Problem(
+                path,
+                f"'{name}', which stage '{trainers[0]}' trains on whole",
+                "a dataset held out from training",
+                f"Set data.datasets.{name}.holdout above 0, or take it out of the blend.",
+            )
+
+
+def _trains_on(recipe: Recipe, stage: Stage, dataset: str) -> bool:
+    if not isinstance(stage, TrainingStage):
+        return False
+    blend = recipe.data.blends.get(stage.blend)
+    replay = blend.replay.weights if blend and blend.replay else {}
+    return blend is not None and (dataset in blend.weights or dataset in replay)
+
+
+def _gates(stage: Stage) -> Iterator[Problem]:
+    path = f"stages.{stage.name}.gates"
+    for text in stage.gates:
+        try:
+            gate = Gate.parse(text)
+        except UserError as error:
+            yield Problem(path, error.found, error.expected, error.fix)
+            continue
+        area, _, rest = gate.metric.partition(".")
+        measured = rest.partition(".")[0]
+        if isinstance(stage, TrainingStage) and area == "validation":
+            sets = stage.validation.sets
+            yield from _unknown(path, [measured], sets, "a set of the stage's validation.sets")
+
+
+def _unknown(path: str, names: Iterable[str], known: Iterable[str], rule: str) -> Iterator[Problem]:
+    for name in names:
+        if name not in known:
+            yield Problem(path, f"'{name}'", rule, did_you_mean(name, known))
+
+
+def _repeated(path: str, names: Iterable[str]) -> Iterator[Problem]:
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield Problem(path, f"'{name}' {count} times", "each name once", "Remove the others.")

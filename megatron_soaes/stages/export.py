@@ -1,0 +1,55 @@
+"""A trained checkpoint -> an HF directory, parity gate included."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from megatron_soaes.recipe import graph
+from megatron_soaes.recipe.schema import ExportStage as ExportSettings
+from megatron_soaes.recipe.schema import Recipe
+from megatron_soaes.stages.base import Plan, Stage
+from megatron_soaes.stages.locations import checkpoint_root
+
+
+class ExportStage(Stage):
+    """Runs `soaes export hf` on the newest checkpoint of another stage."""
+
+    kind = "export"
+
+    def __init__(self, recipe: Recipe, settings: ExportSettings) -> None:
+        super().__init__(recipe, settings.name)
+        self.settings = settings
+
+    def plan(self) -> Plan:
+        start = graph.start_of(self.recipe, self.settings)
+        return Plan(
+            name=self.name,
+            kind=self.kind,
+            inputs={"checkpoint": checkpoint_root(self.recipe, start, self.settings.model)},
+            outputs={"hf": self.directory / "hf"},
+            config={
+                "format": self.settings.format,
+                "shard_bytes": self.recipe.export.shard_bytes,
+            },
+            directory=self.directory,
+        )
+
+    def run(self) -> dict[str, Any]:
+        from megatron_soaes.checkpoint.export_hf import export_hf
+
+        plan = self.plan()
+        shutil.rmtree(plan.outputs["hf"], ignore_errors=True)
+        report = export_hf(
+            plan.inputs["checkpoint"],
+            plan.outputs["hf"],
+            shard_bytes=self.recipe.export.shard_bytes,
+        )
+        assert report.parity is not None
+        print(f"  {report.parity}")
+        return {
+            "tensors": report.tensors,
+            "bytes": report.bytes,
+            "iteration": report.iteration,
+            "logit_error": report.parity.max_difference,
+        }

@@ -1,0 +1,36 @@
+"""Which class runs which node of a run's graph."""
+
+from __future__ import annotations
+
+from megatron_soaes.recipe import graph
+from megatron_soaes.recipe.schema import CPTStage as CPTSettings
+from megatron_soaes.recipe.schema import EvaluateStage as EvaluateSettings
+from megatron_soaes.recipe.schema import ExportStage as ExportSettings
+from megatron_soaes.recipe.schema import ModelName, Recipe
+from megatron_soaes.stages.base import Stage
+from megatron_soaes.stages.cpt import CPTStage
+from megatron_soaes.stages.evaluate import EvaluateStage
+from megatron_soaes.stages.export import ExportStage
+from megatron_soaes.stages.import_model import ImportStage
+from megatron_soaes.stages.preprocess import PreprocessStage
+
+
+def stages_of(recipe: Recipe) -> dict[str, Stage]:
+    """Every node of the run by name, in the order in which they run."""
+    found: dict[str, Stage] = {}
+    for dataset in recipe.data.datasets:
+        name = graph.preprocess_node(dataset)
+        found[name] = PreprocessStage(recipe, name, dataset)
+    models: tuple[ModelName, ...] = ("target", "draft")
+    for model in models:
+        name = graph.import_node(model)
+        found[name] = ImportStage(recipe, name, model)
+    for settings in recipe.stages:
+        match settings:
+            case CPTSettings():
+                found[settings.name] = CPTStage(recipe, settings)
+            case EvaluateSettings():
+                found[settings.name] = EvaluateStage(recipe, settings)
+            case ExportSettings():
+                found[settings.name] = ExportStage(recipe, settings)
+    return {name: found[name] for name in graph.nodes(recipe)}

@@ -1,0 +1,147 @@
+"""Everything one rank needs to train: model chunks, gradients, optimizer and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_soaes.accelerator.device import this_device
+from megatron_soaes.checkpoint import directory
+from megatron_soaes.checkpoint.distributed import load_weights, zero_vocabulary_padding
+from megatron_soaes.models.build import BuildOptions, build_model
+from megatron_soaes.recipe.schema import Layout, ModelSource, Precision, Recompute, TrainingStage
+from megatron_soaes.recipe.shapes import ModelShape
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Engine:
+    """One rank's part of a model in training."""
+
+    shape: ModelShape
+    chunks: list[GPTModel]
+    """Bare modules, one a virtual pipeline stage."""
+    wrapped: list[DistributedDataParallel]
+    """The same in Megatron-Core's gradient buffers."""
+    optimizer: MegatronOptimizer
+    schedule: OptimizerParamScheduler
+
+
+def build_options(
+    shape: ModelShape,
+    source: ModelSource,
+    layout: Layout,
+    precision: Precision,
+    recompute: Recompute | None = None,
+) -> BuildOptions:
+    """How a recipe's model is built for one stage."""
+    return BuildOptions(
+        dtype=DTYPES[precision.dtype],
+        padded_vocab_size=shape.padded_vocab_size(source.vocab_size_multiple),
+        layout=layout,
+        recompute=recompute or Recompute(),
+        fp8=precision.fp8,
+    )
+
+
+def build_chunks(shape: ModelShape, options: BuildOptions) -> list[GPTModel]:
+    """The model chunks of this rank, one a virtual pipeline stage, without weights."""
+    virtual = options.layout.virtual_pipeline
+    if virtual == 1:
+        return [build_model(shape, options)]
+    return [build_model(shape, options, stage) for stage in range(virtual)]
+
+
+def load_model(
+    shape: ModelShape, options: BuildOptions, checkpoint: Path, iteration: int | None = None
+) -> list[GPTModel]:
+    """The model chunks of this rank with the weights of a checkpoint, by default the newest."""
+    chunks = build_chunks(shape, options)
+    load_weights(checkpoint, directory.require_iteration(checkpoint, iteration), chunks)
+    zero_vocabulary_padding(chunks, shape.vocab_size)
+    return chunks
+
+
+def build_engine(shape: ModelShape, chunks: list[GPTModel], stage: TrainingStage) -> Engine:
+    """Wrap loaded chunks for training as the stage says."""
+    device = this_device()
+    bf16 = stage.precision.dtype == "bf16"
+    replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=device.is_cuda and replicas > 1,
+    )
+    wrapped = [
+        DistributedDataParallel(chunk.config, ddp, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
+    ]
+    for chunk in chunks:
+        chunk.config.finalize_model_grads_func = _finalize_gradients
+    wanted = stage.optimizer
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=wanted.lr,
+            min_lr=wanted.min_lr,
+            weight_decay=wanted.weight_decay,
+            adam_beta1=wanted.beta1,
+            adam_beta2=wanted.beta2,
+            adam_eps=wanted.eps,
+            clip_grad=wanted.clip_grad,
+            bf16=bf16,
+            params_dtype=DTYPES[stage.precision.dtype],
+            use_distributed_optimizer=True,
+        ),
+        wrapped,
+    )
+    return Engine(shape, chunks, wrapped, optimizer, _build_schedule(stage, optimizer))
+
+
+def _finalize_gradients(
+    model: list[DistributedDataParallel], num_tokens: object = None, **kwargs: object
+) -> None:
+    """Reduce gradients over replicas, sequence-parallel norms and tied embeddings.
+
+    The loss was already divided by the global weight of trained tokens, so the core's own division
+    by a token count (integers only, which loss weights are not) is left out.
+    """
+    finalize_model_grads(model, None, **kwargs)
+
+
+def _build_schedule(stage: TrainingStage, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+    """Learning rate over consumed samples, in the units and with the formulas of Megatron-Core."""
+    batch = stage.global_batch_size
+    schedule = stage.schedule
+    samples = stage.steps * batch
+    decay_steps = schedule.decay_steps or max(1, stage.steps // 10)
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=schedule.warmup_from_lr,
+        max_lr=stage.optimizer.lr,
+        min_lr=stage.optimizer.min_lr,
+        lr_warmup_steps=schedule.warmup_steps * batch,
+        lr_decay_steps=samples,
+        lr_decay_style="WSD" if schedule.shape == "wsd" else schedule.shape,
+        start_wd=stage.optimizer.weight_decay,
+        end_wd=stage.optimizer.weight_decay,
+        wd_incr_steps=samples,
+        wd_incr_style="constant",
+        wsd_decay_steps=decay_steps * batch if schedule.shape == "wsd" else None,
+        lr_wsd_decay_style=schedule.decay_shape if schedule.shape == "wsd" else None,
+        # A resumed run takes its position from the checkpoint and its numbers from the recipe.
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+    )

@@ -1,0 +1,155 @@
+"""One optimizer step, and the forward passes of validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_soaes.accelerator.device import this_device
+from megatron_soaes.data.sample import MicroBatch
+from megatron_soaes.losses.cross_entropy import token_losses
+from megatron_soaes.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What every rank knows after a step."""
+
+    loss: float
+    """Mean over the trained tokens of the global batch, in nats."""
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    lr: float
+    """Learning rate of this step."""
+    trained_weight: float
+    """Sum of loss weights over the global batch."""
+    finite: bool
+    """False when loss or gradient was NaN or infinite; then no weight was changed."""
+    stop_requested: bool
+    """Whether any rank was asked to stop."""
+
+
+def train_step(
+    engine: Engine, batches: Sequence[MicroBatch], global_batch_size: int, stop_here: bool
+) -> StepResult:
+    """Forward, backward and update on this replica's micro-batches (collective).
+
+    `stop_here` is this rank's wish to stop; it travels with the loss so that all ranks agree on it.
+    Raises ValueError when no token of the global batch is trained.
+    """
+    weight = global_weight(batches)
+    if weight == 0:
+        raise ValueError("no token of this global batch has a loss weight above 0")
+    for wrapped in engine.wrapped:
+        wrapped.zero_grad_buffer()
+    engine.optimizer.zero_grad()
+    local_loss = _run_schedule(engine.wrapped, engine.shape.vocab_size, batches, weight, train=True)
+    loss, stops = sum_over_world([local_loss, float(stop_here)])
+    lr = _learning_rate(engine)
+    engine.optimizer.prepare_grads()
+    grad_norm = float(engine.optimizer.get_grad_norm())
+    # Both figures are the same on every rank, so all ranks take the same branch.
+    finite = math.isfinite(loss) and math.isfinite(grad_norm)
+    if finite:
+        _clip(engine, grad_norm)
+        engine.optimizer.step_with_ready_grads()
+    engine.schedule.step(increment=global_batch_size)
+    return StepResult(loss, grad_norm, lr, weight, finite, stops > 0)
+
+
+def evaluation_loss(
+    chunks: Sequence[GPTModel], vocab_size: int, batches: Sequence[MicroBatch]
+) -> tuple[float, float]:
+    """Mean loss in nats over the trained tokens of all replicas' batches, and their weight."""
+    weight = global_weight(batches)
+    for chunk in chunks:
+        chunk.eval()
+    with torch.no_grad():
+        local_loss = _run_schedule(chunks, vocab_size, batches, weight, train=False)
+    for chunk in chunks:
+        chunk.train()
+    return sum_over_world([local_loss])[0], weight
+
+
+def global_weight(batches: Sequence[MicroBatch]) -> float:
+    """Sum of loss weights over all replicas' micro-batches (collective over data parallel)."""
+    local = sum(float(batch.loss_weights.sum(dtype=torch.float64)) for batch in batches)
+    total = torch.tensor([local], dtype=torch.float64, device=this_device().torch_device)
+    torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    return float(total.item())
+
+
+def sum_over_world(values: Sequence[float]) -> list[float]:
+    """Element-wise sum over all ranks, fp64."""
+    total = torch.tensor(values, dtype=torch.float64, device=this_device().torch_device)
+    torch.distributed.all_reduce(total)
+    return [float(value) for value in total.tolist()]
+
+
+def _run_schedule(
+    models: Sequence[GPTModel | DistributedDataParallel],
+    vocab_size: int,
+    batches: Sequence[MicroBatch],
+    weight: float,
+    train: bool,
+) -> float:
+    """Run Megatron-Core's pipeline schedule; returns this rank's part of the mean loss.
+
+    Only the first tensor-parallel rank of the last pipeline stage returns a part that is not 0, so
+    that the sum over the world is the mean loss of the global batch.
+    """
+    tokens = batches[0].inputs.shape[1]
+    reports: list[Tensor] = get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, vocab_size=vocab_size, weight=weight),
+        data_iterator=[iter(batches) for _ in models],
+        model=list(models),
+        num_microbatches=len(batches),
+        seq_length=tokens,
+        micro_batch_size=1,
+        forward_only=not train,
+    )
+    if parallel_state.get_tensor_model_parallel_rank() != 0:
+        return 0.0
+    return float(torch.stack(reports).sum(dtype=torch.float64)) if reports else 0.0
+
+
+def _forward_step(
+    data_iterator: Iterator[MicroBatch], model: Any, vocab_size: int, weight: float
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
+    batch = next(data_iterator)
+    output = model(
+        input_ids=batch.inputs,
+        position_ids=None,
+        attention_mask=None,
+        packed_seq_params=batch.packed_seq_params(),
+    )
+
+    def loss_of(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        losses = token_losses(logits, batch.labels, vocab_size)
+        # A position without weight may hold anything, infinity included.
+        weighted = torch.where(batch.loss_weights > 0, losses * batch.loss_weights, 0.0)
+        loss = weighted.sum() / weight
+        return loss, torch.ones((), dtype=torch.int32, device=loss.device), loss.detach().double()
+
+    return output, loss_of
+
+
+def _clip(engine: Engine, grad_norm: float) -> None:
+    limit = engine.optimizer.config.clip_grad
+    if limit > 0:
+        clip_grad_by_total_norm_fp32(engine.optimizer.get_parameters(), limit, grad_norm)
+
+
+def _learning_rate(engine: Engine) -> float:
+    return float(engine.optimizer.param_groups[0]["lr"])

@@ -1,0 +1,116 @@
+"""What a run tells while it goes: metrics.jsonl, TensorBoard and one line on the console."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from megatron_soaes import files
+from megatron_soaes.accelerator.device import this_device
+
+METRICS_FILE = "metrics.jsonl"
+GIB = 2**30
+
+
+class Telemetry:
+    """Writes the figures of each step; made on the rank that reports (the first)."""
+
+    def __init__(self, directory: Path, resumed_at: int, steps: int, log_every: int) -> None:
+        """Open the files under `directory`; records after step `resumed_at` are dropped."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._steps = steps
+        self._log_every = log_every
+        self._console = Console(highlight=False)
+        self._started = time.monotonic()
+        self._first_step = resumed_at
+        metrics = directory / METRICS_FILE
+        keep_records_until(metrics, resumed_at)
+        self._stream = open(metrics, "a", encoding="utf-8")
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1)
+
+    def step(self, step: int, record: Mapping[str, float | bool]) -> None:
+        """One optimizer step."""
+        self._write({"step": step, **record})
+        for name, value in record.items():
+            self._board.add_scalar(f"train/{name}", float(value), step)
+        if step % self._log_every == 0 or step == self._steps or not record["finite"]:
+            self._console.print(self._line(step, record), markup=False)
+
+    def validation(self, step: int, losses: Mapping[str, Mapping[str, float]]) -> None:
+        """Losses of every validation set after a step."""
+        self._write({"step": step, "validation": losses})
+        for name, figures in losses.items():
+            for figure, value in figures.items():
+                self._board.add_scalar(f"validation/{name}/{figure}", value, step)
+        parts = [f"{name} {figures['loss']:.4f}" for name, figures in losses.items()]
+        self._console.print(f"  validation after step {step}: " + "  ".join(parts), markup=False)
+
+    def say(self, text: str) -> None:
+        """A plain line on the console."""
+        self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._stream.close()
+        self._board.close()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._stream.write(json.dumps(record) + "\n")
+        self._stream.flush()
+
+    def _line(self, step: int, record: Mapping[str, float | bool]) -> str:
+        rate = (step - self._first_step) / (time.monotonic() - self._started)
+        left = timedelta(seconds=round((self._steps - step) / rate))
+        text = (
+            f"  step {step}/{self._steps}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
+            f"grad {record['grad_norm']:.3f}  {record['tokens_per_second']:,.0f} tokens/s  "
+            f"{record['tflops_per_process']:.3g} TFLOP/s ({record['mfu']:.0%})  "
+            f"{record['peak_memory_gib']:.1f} GiB  {left} left"
+        )
+        return text if record["finite"] else text + "  NOT FINITE: step skipped"
+
+
+def keep_records_until(metrics: Path, step: int) -> None:
+    """Drop the records of steps that a resumed run will do again, and a line cut by a crash."""
+    if not metrics.exists():
+        return
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    files.write_text(metrics, "".join(kept))
+
+
+def read_records(metrics: Path) -> list[dict[str, Any]]:
+    """All records of a metrics.jsonl."""
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def measured_matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product on this process's share of the machine.
+
+    The ceiling behind "MFU" where no datasheet gives one (a CPU); a few milliseconds.
+    """
+    size = 1024
+    device = this_device()
+    left = torch.randn(size, size, device=device.torch_device).to(dtype)
+    right = torch.randn(size, size, device=device.torch_device).to(dtype)
+    best = float("inf")
+    for _ in range(5):
+        device.synchronize()
+        start = time.perf_counter()
+        left @ right
+        device.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

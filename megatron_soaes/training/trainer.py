@@ -1,0 +1,318 @@
+"""The training loop: from a start checkpoint, or from where this stage was left, to its last step."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from torch.profiler import profile, schedule, tensorboard_trace_handler
+
+from megatron_soaes.accelerator.device import this_device
+from megatron_soaes.accelerator.groups import seed_step, world_rank
+from megatron_soaes.checkpoint import directory, distributed
+from megatron_soaes.checkpoint.trainer_state import (
+    Identity,
+    TrainerState,
+    refuse_undeclared_changes,
+)
+from megatron_soaes.data.blend import TrainingBlend, positions_of_rank
+from megatron_soaes.data.indexed import Windows
+from megatron_soaes.data.sample import MicroBatch, collate
+from megatron_soaes.errors import NonFiniteError
+from megatron_soaes.recipe.schema import Layout, ModelSource, TrainingStage
+from megatron_soaes.recipe.shapes import ModelShape
+from megatron_soaes.training.engine import (
+    DTYPES,
+    Engine,
+    build_chunks,
+    build_engine,
+    build_options,
+    load_model,
+)
+from megatron_soaes.training.non_finite import write_report
+from megatron_soaes.training.step import StepResult, train_step
+from megatron_soaes.training.stopping import StopSignal
+from megatron_soaes.training.telemetry import GIB, Telemetry, measured_matmul_rate
+from megatron_soaes.training.validation import validate
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training stage with everything it needs, resolved."""
+
+    stage: TrainingStage
+    layout: Layout
+    shape: ModelShape
+    source: ModelSource
+    seed: int
+    start: Path
+    """Checkpoint root the weights come from when nothing was saved yet."""
+    out: Path
+    """Folder of the stage: checkpoints/, metrics.jsonl, tensorboard/, traces/, non_finite/."""
+    blend: TrainingBlend
+    validation: Mapping[str, Windows]
+    peak_flops: float | None = None
+    """Datasheet FLOP/s of one device, for MFU; measured when None."""
+    written_by: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where this stage saves."""
+        return self.out / "checkpoints"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a call to `train` ended."""
+
+    completed: bool
+    """False when a signal ended it before the last step; the state is saved."""
+    metrics: dict[str, Any]
+
+
+def train(job: TrainingJob) -> TrainingResult:
+    """Train until the last step or a stop signal (collective over the world).
+
+    Raises NonFiniteError, and UserError when the saved state does not fit the recipe.
+    """
+    return Trainer(job).run()
+
+
+class Trainer:
+    """One rank's training loop."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self.job = job
+        self.stop = StopSignal()
+        self.engine, self.state = _restore(job)
+        self._non_finite_in_a_row = 0
+        self._peak_flops = job.peak_flops or measured_matmul_rate(DTYPES[job.stage.precision.dtype])
+        self._flops_per_token = job.shape.flops_per_token(job.stage.sequence_length)
+        self.telemetry = (
+            Telemetry(job.out, self.state.iteration, job.stage.steps, job.stage.log_every)
+            if world_rank() == 0
+            else None
+        )
+
+    def run(self) -> TrainingResult:
+        """Do the remaining steps."""
+        stage = self.job.stage
+        validation: dict[str, dict[str, float]] = {}
+        self._say_start()
+        with ExitStack() as stack:
+            profiler = self._profiler(stack)
+            if self.state.iteration == 0:
+                validation = self._validate(0)
+            for step in range(self.state.iteration + 1, stage.steps + 1):
+                result = self._step(step)
+                if profiler is not None:
+                    profiler.step()
+                last = step == stage.steps
+                if (last or step % stage.validation.every == 0) and not result.stop_requested:
+                    validation = self._validate(step)
+                if last or result.stop_requested or step % stage.checkpoints.every == 0:
+                    self._save()
+                if result.stop_requested and not last:
+                    self._say(f"  stopped after step {step}; the state is saved")
+                    return self._result(False, validation)
+        return self._result(True, validation or self._validate(stage.steps))
+
+    def _step(self, step: int) -> StepResult:
+        stage = self.job.stage
+        started = time.perf_counter()
+        seed_step(self.job.seed, step)
+        positions = positions_of_rank(
+            self.state.consumed_samples,
+            stage.global_batch_size,
+            stage.micro_batch_size,
+            parallel_state.get_data_parallel_rank(),
+            parallel_state.get_data_parallel_world_size(),
+        )
+        device = this_device()
+        batches = [
+            collate([self.job.blend[int(p)] for p in row], device.torch_device) for row in positions
+        ]
+        result = train_step(self.engine, batches, stage.global_batch_size, self.stop.received)
+        self.state = self._advanced(step, result)
+        device.synchronize()
+        self._report(step, result, time.perf_counter() - started)
+        self._check_finite(step, result, batches, positions.tolist())
+        return result
+
+    def _advanced(self, step: int, result: StepResult) -> TrainerState:
+        consumed = self.state.consumed_samples + self.job.stage.global_batch_size
+        skipped = self.state.skipped_steps if result.finite else [*self.state.skipped_steps, step]
+        return TrainerState(
+            iteration=step,
+            consumed_samples=consumed,
+            consumed_samples_by_source=self.job.blend.consumed_by_source(consumed),
+            trained_tokens=self.state.trained_tokens + round(result.trained_weight),
+            skipped_steps=skipped,
+            identity=self.state.identity,
+            random=self.state.random,
+            schedule=self.engine.schedule.state_dict(),
+            written_by=dict(self.job.written_by),
+        )
+
+    def _check_finite(
+        self, step: int, result: StepResult, batches: list[MicroBatch], positions: list[list[int]]
+    ) -> None:
+        if result.finite:
+            self._non_finite_in_a_row = 0
+            return
+        self._non_finite_in_a_row += 1
+        folder = self.job.out / "non_finite"
+        write_report(folder, step, result, self.engine, batches, positions, self.job.blend.sources)
+        limit = self.job.stage.non_finite.stop_after
+        if self._non_finite_in_a_row >= limit:
+            raise NonFiniteError(
+                f"loss or gradient was not finite in {limit} steps in a row, the last one {step}; "
+                f"no weight was changed by them. What was in the batches: {folder}"
+            )
+
+    def _validate(self, step: int) -> dict[str, dict[str, float]]:
+        stage = self.job.stage
+        losses = validate(
+            self.engine.chunks,
+            self.job.shape.vocab_size,
+            self.job.validation,
+            stage.micro_batch_size,
+            self.job.layout,
+            stage.validation.batches * stage.global_batch_size,
+        )
+        if self.telemetry and losses:
+            self.telemetry.validation(step, losses)
+        return losses
+
+    def _save(self) -> None:
+        distributed.save(
+            self.job.checkpoints,
+            self.engine.chunks,
+            self.engine.optimizer,
+            self.state,
+            {"iteration": self.state.iteration, **asdict(self.job.shape)},
+        )
+        if world_rank() == 0:
+            carried = self.job.checkpoints / directory.HF_FILES
+            if not carried.exists():
+                shutil.copytree(self.job.start / directory.HF_FILES, carried)
+
+    def _report(self, step: int, result: StepResult, seconds: float) -> None:
+        if self.telemetry is None:
+            return
+        stage = self.job.stage
+        tokens_per_second = stage.global_batch_size * stage.sequence_length / seconds
+        flops = tokens_per_second * self._flops_per_token / self.job.layout.processes
+        self.telemetry.step(
+            step,
+            {
+                "loss": result.loss,
+                "lr": result.lr,
+                "grad_norm": result.grad_norm,
+                "finite": result.finite,
+                "seconds": seconds,
+                "tokens_per_second": tokens_per_second,
+                "tflops_per_process": flops / 1e12,
+                "mfu": flops / self._peak_flops,
+                "peak_memory_gib": this_device().peak_memory_bytes() / GIB,
+            },
+        )
+
+    def _profiler(self, stack: ExitStack) -> profile | None:
+        wanted = self.job.stage.profile
+        if wanted is None or world_rank() not in wanted.ranks:
+            return None
+        first, last = (step - self.state.iteration for step in wanted.steps)
+        if first < 1:
+            return None
+        return stack.enter_context(
+            profile(
+                schedule=schedule(wait=first - 1, warmup=0, active=last - first + 1, repeat=1),
+                on_trace_ready=tensorboard_trace_handler(
+                    str(self.job.out / "traces"), f"rank{world_rank()}"
+                ),
+            )
+        )
+
+    def _say_start(self) -> None:
+        stage, layout = self.job.stage, self.job.layout
+        at = f"goes on after step {self.state.iteration}" if self.state.iteration else "starts"
+        self._say(
+            f"{stage.name} {at}: {self.job.shape.parameters / 1e6:.1f}M parameters, "
+            f"{stage.precision.dtype}, TP {layout.tensor_parallel} x PP {layout.pipeline_parallel} "
+            f"x DP {layout.data_parallel}"
+            + (", sequence parallel" if layout.sequence_parallel else "")
+        )
+
+    def _say(self, text: str) -> None:
+        if self.telemetry:
+            self.telemetry.say(text)
+
+    def _result(self, completed: bool, validation: dict[str, dict[str, float]]) -> TrainingResult:
+        if self.telemetry:
+            self.telemetry.close()
+        metrics = {
+            "iteration": self.state.iteration,
+            "validation": validation,
+            "consumed_samples": self.state.consumed_samples_by_source,
+            "trained_tokens": self.state.trained_tokens,
+            "skipped_steps": len(self.state.skipped_steps),
+        }
+        return TrainingResult(completed, metrics)
+
+
+def _restore(job: TrainingJob) -> tuple[Engine, TrainerState]:
+    """The engine and state to go on from: the newest own checkpoint, else the start weights."""
+    stage = job.stage
+    options = build_options(job.shape, job.source, job.layout, stage.precision, stage.recompute)
+    identity = _identity(job)
+    iteration = directory.latest_iteration(job.checkpoints)
+    if iteration is None:
+        engine = build_engine(job.shape, load_model(job.shape, options, job.start), stage)
+        return engine, _fresh_state(job, identity)
+    engine = build_engine(job.shape, build_chunks(job.shape, options), stage)
+    state = distributed.load(job.checkpoints, iteration, engine.chunks, engine.optimizer)
+    distributed.zero_vocabulary_padding(engine.chunks, job.shape.vocab_size)
+    refuse_undeclared_changes(
+        state.identity,
+        identity,
+        list(stage.allow_changes),
+        directory.iteration_directory(job.checkpoints, iteration),
+    )
+    engine.schedule.load_state_dict(state.schedule)
+    torch.distributed.barrier()
+    return engine, state
+
+
+def _identity(job: TrainingJob) -> Identity:
+    stage = job.stage
+    return Identity(
+        blend=job.blend.hash,
+        global_batch_size=stage.global_batch_size,
+        sequence_length=stage.sequence_length,
+        steps=stage.steps,
+        seed=job.seed,
+        optimizer=stage.optimizer.model_dump(mode="json"),
+        schedule=stage.schedule.model_dump(mode="json"),
+    )
+
+
+def _fresh_state(job: TrainingJob, identity: Identity) -> TrainerState:
+    return TrainerState(
+        iteration=0,
+        consumed_samples=0,
+        consumed_samples_by_source=job.blend.consumed_by_source(0),
+        trained_tokens=0,
+        skipped_steps=[],
+        identity=identity,
+        random={"seed": job.seed, "rule": "every stream is set anew each step from (seed, step)"},
+        schedule={},
+        written_by=dict(job.written_by),
+    )

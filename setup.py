@@ -1,0 +1,59 @@
+"""Packaging: dependency ranges by purpose. Exact, tested versions stand in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "megatron_soaes/__init__.py").read_text())[1]
+
+TRAINING = [
+    "torch>=2.11,<2.14",
+    "megatron-core>=0.16.1,<0.17",
+    "numpy>=2.0",
+    "transformers>=5.0,<6",
+    "tokenizers>=0.23",
+    "safetensors>=0.8",
+    "pydantic>=2.10",
+    "PyYAML>=6.0",
+    "typer>=0.15",
+    "rich>=13.9",
+    "tensorboard>=2.18",
+    "psutil>=6.0",  # without it Megatron-Core's checkpoint writer hangs
+]
+DATA = [
+    "orjson>=3.10",
+    "fastokens>=0.3.5,<0.4",
+    "zstandard>=0.23",
+    "pyarrow>=18",
+]
+
+setup(
+    name="megatron-soaes",
+    version=VERSION,
+    description="Open-weight language models become fast domain models, on Megatron-Core",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["megatron_soaes*", "data_prep*"]),
+    package_data={"megatron_soaes": ["py.typed"], "data_prep": ["py.typed"]},
+    install_requires=TRAINING + DATA,
+    extras_require={
+        "gpu": ["transformer-engine[pytorch]>=2.9,<2.12", "flash-attn>=2.7"],
+        # These two pin what the packages above must not, so each gets an environment of its own
+        # (environments/) and is reached through files or a subprocess, never imported.
+        "nemo": ["nemo-toolkit>=2.0,<3"],
+        "trtllm": ["tensorrt-llm>=1.0"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "import-linter>=2.1",
+            "types-PyYAML",
+        ],
+    },
+    entry_points={"console_scripts": ["soaes = megatron_soaes.cli:main"]},
+)

@@ -1,0 +1,32 @@
+"""One process group for all conversions of a test run, and models that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_soaes.accelerator.groups import Rendezvous, model_parallel, process_group
+from megatron_soaes.checkpoint.import_hf import import_hf
+from tests.checkpoint.tiny import Case, make_model
+
+
+@pytest.fixture(scope="package")
+def one_process() -> Iterator[None]:
+    """The groups of a model that is not sharded."""
+    with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
+        yield
+
+
+@pytest.fixture
+def hf_dir(tmp_path: Path) -> Path:
+    """An untied Llama that a test may damage."""
+    return make_model(tmp_path / "hf")
+
+
+@pytest.fixture
+def checkpoint_root(tmp_path: Path, hf_dir: Path) -> Path:
+    """The checkpoint of `hf_dir`, imported without verification."""
+    import_hf(hf_dir, tmp_path / "checkpoint", verify=False)
+    return tmp_path / "checkpoint"
