@@ -25,6 +25,7 @@ TRAINING = [
 DATA = [
     "orjson>=3.10",
     "fastokens>=0.3.5,<0.4",
+    "rjieba>=0.2",
     "zstandard>=0.23",
     "pyarrow>=18",
 ]

@@ -12,12 +12,14 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import get_args
 
 if not __package__:
     # Run as a file: make the repository importable, in place of this directory.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data_prep.convert import ConvertOptions, ConvertSummary, convert
+from data_prep.encoders import BackendChoice
 from megatron_soaes.errors import ExitCode, UserError
 
 
@@ -26,69 +28,44 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="preprocess_data.py", description=__doc__.split("\n")[0], allow_abbrev=False
     )
-    add = parser.add_argument
-    add(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="paths or globs of .jsonl, .jsonl.gz, .jsonl.zst and .parquet files",
-    )
-    add(
-        "--json-keys",
-        nargs="+",
-        default=["text"],
-        metavar="KEY",
-        help="keys (Parquet: columns) to convert, one dataset for each (text)",
-    )
+    _add_text_arguments(parser.add_argument_group("text and tokens"))
+    _add_run_arguments(parser.add_argument_group("outputs and the run"))
+    return parser
+
+
+def _add_text_arguments(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    inputs = "paths or globs of .jsonl, .jsonl.gz, .jsonl.zst and .parquet files"
+    add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
+    keys = "keys (Parquet: columns) to convert, one dataset for each (text)"
+    add("--json-keys", nargs="+", default=["text"], metavar="KEY", help=keys)
     add("--split-sentences", action="store_true", help="not supported: refused")
-    add(
-        "--tokenizer-type",
-        default="HuggingFaceTokenizer",
-        metavar="TYPE",
-        help="HuggingFaceTokenizer, the only one",
-    )
-    add(
-        "--tokenizer-model",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="a Hugging Face model directory or a tokenizer.json",
-    )
+    kind = "HuggingFaceTokenizer, the only one"
+    add("--tokenizer-type", default="HuggingFaceTokenizer", metavar="TYPE", help=kind)
+    model = "a Hugging Face model directory or a tokenizer.json"
+    add("--tokenizer-model", type=Path, required=True, metavar="PATH", help=model)
     add(
         "--tokenizer-hf-no-include-special-tokens",
         action="store_true",
         help="do not add what the tokenizer's post-processor adds (Llama: a begin-of-text token)",
     )
     add("--append-eod", action="store_true", help="end every document with the eos_token")
-    add(
-        "--output-prefix",
-        type=Path,
-        required=True,
-        metavar="PREFIX",
-        help="writes PREFIX_KEY_document.bin and .idx, and PREFIX.manifest.json",
-    )
-    add("--overwrite", action="store_true", help="replace existing outputs")
+    backend = "tokenizer library; auto is fastokens where it agrees with tokenizers (auto)"
+    add("--backend", choices=get_args(BackendChoice), default="auto", help=backend)
+    bad = "collect lines that hold no document in FILE and go on, instead of stopping"
+    add("--skip-bad-lines", type=Path, metavar="FILE", help=bad)
+
+
+def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    prefix = "writes PREFIX_KEY_document.bin and .idx, and PREFIX.manifest.json"
+    add("--output-prefix", type=Path, required=True, metavar="PREFIX", help=prefix)
+    replace = "replace existing outputs, and start afresh where another command was stopped"
+    add("--overwrite", action="store_true", help=replace)
     add("--workers", type=int, default=1, help="worker processes (1)")
-    add(
-        "--partitions",
-        type=int,
-        help="byte ranges to cut each plain JSONL file into (as many as keep one within 32 MiB)",
-    )
+    cut = "byte ranges to cut each plain JSONL file into (as many as keep one within 32 MiB)"
+    add("--partitions", type=int, help=cut)
     add("--log-interval", type=int, default=1000, help="documents between progress lines (1000)")
-    add(
-        "--backend",
-        choices=("auto", "fastokens", "tokenizers"),
-        default="auto",
-        help="tokenizer library; auto is fastokens where it agrees with tokenizers (auto)",
-    )
-    add(
-        "--skip-bad-lines",
-        type=Path,
-        metavar="FILE",
-        help="collect lines that hold no document in FILE and go on, instead of stopping",
-    )
-    return parser
 
 
 def parse_options(argv: list[str]) -> ConvertOptions:

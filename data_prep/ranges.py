@@ -69,7 +69,7 @@ def find_inputs(patterns: tuple[str, ...]) -> list[InputFile]:
     seen: set[Path] = set()
     for pattern in patterns:
         # pathlib's glob takes no absolute patterns
-        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        matches = sorted(glob.glob(pattern, recursive=True))
         if Path(pattern).exists():
             matches = [pattern]
         if not matches:

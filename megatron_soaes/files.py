@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and their hashes. Standard library only."""
+"""Files and directories that appear whole or not at all, and their hashes. No third party."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     temporary = temporary_sibling(path)
     try:
         if "b" in mode:
-            stream: IO[Any] = open(temporary, mode)
+            stream: IO[Any] = temporary.open(mode)
         else:
-            stream = open(temporary, mode, encoding="utf-8", newline="\n")
+            stream = temporary.open(mode, encoding="utf-8", newline="\n")
         with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_directory(path.parent)
@@ -72,10 +72,10 @@ def publish_directory(temporary: Path, path: Path) -> None:
     """Flush every file below `temporary` to the disk, then rename it to `path`."""
     for folder, _, names in os.walk(temporary):
         for name in names:
-            with open(Path(folder) / name, "rb") as stream:
+            with (Path(folder) / name).open("rb") as stream:
                 os.fsync(stream.fileno())
         fsync_directory(Path(folder))
-    os.rename(temporary, path)
+    temporary.rename(path)
     fsync_directory(path.parent)
 
 
@@ -92,7 +92,7 @@ def write_json(path: Path, value: object) -> None:
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

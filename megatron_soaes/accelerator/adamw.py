@@ -19,6 +19,7 @@ class AdamW(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
+        *,
         lr: float,
         weight_decay: float,
         betas: tuple[float, float],

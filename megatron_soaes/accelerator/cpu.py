@@ -104,7 +104,7 @@ def _redirect_cuda_namespace() -> None:
 
 
 def _redirect_tensor_methods() -> None:
-    """Checkpoint code moves tensors with `.cuda()`; the optimizers compare `Tensor.type()` names."""
+    """Checkpoint code moves tensors with `.cuda()`; optimizers compare `Tensor.type()` names."""
 
     def stay(self: Any, *args: object, **kwargs: object) -> Any:
         return self
@@ -125,12 +125,10 @@ def _patch_megatron_random() -> None:
     """The RNG tracker behind dropout and full recomputation reads and writes the CUDA generator."""
     from megatron.core.tensor_parallel import random
 
-    def get_state(
-        device: object = CPU, clone: bool = False, graph_safe: bool = False
-    ) -> torch.Tensor:
+    def get_state(*args: object, **kwargs: object) -> torch.Tensor:
         return torch.get_rng_state()
 
-    def set_state(new_state: torch.Tensor, device: object = -1, graph_safe: bool = False) -> None:
+    def set_state(new_state: torch.Tensor, *args: object, **kwargs: object) -> None:
         torch.set_rng_state(new_state)
 
     random._get_cuda_rng_state = get_state
@@ -138,7 +136,7 @@ def _patch_megatron_random() -> None:
 
 
 def _patch_megatron_recompute() -> None:
-    """`CheckpointWithoutOutput` tests `fp8 is not None`, so its default False calls TE (NameError)."""
+    """`CheckpointWithoutOutput` tests `fp8 is not None`: its default False calls TE (NameError)."""
     from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 
     original = CheckpointWithoutOutput.__init__

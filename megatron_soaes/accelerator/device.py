@@ -46,7 +46,7 @@ class Device:
 
 @cache
 def this_device() -> Device:
-    """Choose and prepare the accelerator of this process; the first call patches Megatron-Core on CPU."""
+    """Choose and prepare this process's accelerator; the first call patches Megatron-Core."""
     if not torch.cuda.is_available():
         cpu.install()
     checkpoint_writer.install()

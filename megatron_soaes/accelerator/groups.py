@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
@@ -102,8 +102,8 @@ def seed_step(seed: int, step: int) -> None:
     """Set every random stream as a function of (seed, step) and the rank's place in the layout.
 
     Nothing random is carried from one step to the next, so a resumed run needs no saved generator
-    state and repeats the interrupted one bitwise. Streams that must agree between ranks (the default
-    one) or differ between tensor-parallel ranks (dropout inside sharded regions) follow Megatron-Core.
+    state and repeats the interrupted one bitwise. Which streams agree between ranks (the default
+    one) and which differ between tensor-parallel ranks (inside sharded regions) is Megatron-Core's.
     """
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
@@ -127,7 +127,7 @@ def all_true(flag: bool) -> bool:
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """Let rank 0 run the block before the others: it makes files that they then read (collective)."""
+    """Let rank 0 run the block before the others, which read the files it makes (collective)."""
     if world_rank() != 0:
         torch.distributed.barrier()
     yield

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 GRACE_S = 30.0
@@ -37,7 +38,14 @@ def launch(module: str, arguments: Sequence[str], processes: int, logs: Path) ->
     logs.mkdir(parents=True, exist_ok=True)
     port = free_port()
     workers = [
-        _start(module, arguments, rank, processes, port, logs / f"rank{rank}.log")
+        _start(
+            module,
+            arguments,
+            rank=rank,
+            processes=processes,
+            port=port,
+            log=logs / f"rank{rank}.log",
+        )
         for rank in range(processes)
     ]
     previous = {
@@ -54,7 +62,7 @@ def launch(module: str, arguments: Sequence[str], processes: int, logs: Path) ->
 
 
 def _start(
-    module: str, arguments: Sequence[str], rank: int, processes: int, port: int, log: Path
+    module: str, arguments: Sequence[str], *, rank: int, processes: int, port: int, log: Path
 ) -> subprocess.Popen[bytes]:
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {
@@ -71,7 +79,7 @@ def _start(
     command = [sys.executable, "-m", module, *arguments]
     if rank == 0:
         return subprocess.Popen(command, env=environment, start_new_session=True)
-    with open(log, "ab") as stream:
+    with log.open("ab") as stream:
         return subprocess.Popen(
             command, env=environment, start_new_session=True, stdout=stream, stderr=stream
         )
@@ -102,8 +110,6 @@ def _send(workers: list[subprocess.Popen[bytes]], number: int) -> None:
 
 def _kill_group(worker: subprocess.Popen[bytes]) -> None:
     """Kill a rank and whatever it forked (checkpoint writers outlive a killed trainer)."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     worker.wait()

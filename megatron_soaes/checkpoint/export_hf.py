@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from megatron_soaes import files
 from megatron_soaes.checkpoint.directory import HF_FILES, iteration_directory, require_iteration
 from megatron_soaes.checkpoint.hf_files import SafetensorsWriter, copy_other_files
-from megatron_soaes.checkpoint.model_weights import check_weights, read_weight
+from megatron_soaes.checkpoint.model_weights import Progress, check_weights, read_weight
 from megatron_soaes.checkpoint.parity import ParityReport, check_parity
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.errors import UserError
@@ -43,15 +42,15 @@ def export_hf(
     shard_bytes: int = 5_000_000_000,
     dtype: torch.dtype | None = None,
     verify: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Write a checkpoint (the newest, or `iteration`) as an HF directory that transformers loads.
 
     The checkpoint may come from an import or from training in any layout; optimizer state in it is
     not read and vocabulary padding is dropped. Each tensor keeps its dtype unless `dtype` is given.
     Memory is bounded by one layer of the largest weight, or the embedding. config.json, tokenizer
-    and generation config come from the checkpoint's `hf` folder. `progress` is called with the
-    parameters done and in all. `out_dir` appears whole or not at all.
+    and generation config come from the checkpoint's `hf` folder. `out_dir` appears whole or not at
+    all.
     Raises UserError when it exists, when the checkpoint does not fit its config.json, and, with
     `verify`, when the logits of `transformers` on the result differ from those of Megatron-Core.
     """
@@ -86,7 +85,7 @@ def _copy_weights(
     writer: SafetensorsWriter,
     shape: ModelShape,
     dtypes: dict[str, torch.dtype],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> int:
     """Write every tensor of the model; returns the bytes written."""
     done = written = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +12,13 @@ from megatron_soaes import files
 from megatron_soaes.checkpoint.directory import HF_FILES, TRACKER, iteration_directory
 from megatron_soaes.checkpoint.distributed import CHECKPOINT_VERSION
 from megatron_soaes.checkpoint.hf_files import HFWeights, StoredTensor, copy_other_files
+from megatron_soaes.checkpoint.model_weights import Progress
 from megatron_soaes.checkpoint.parity import ParityReport, check_parity
 from megatron_soaes.checkpoint.torch_dist import TorchDistWriter
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import weight_table
 from megatron_soaes.models.weights import Weight, slices
 from megatron_soaes.recipe.shapes import ModelShape, read_shape
-
-Progress = Callable[[int, int], None]
-"""Called with the parameters done and in all."""
 
 OUTPUT = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -157,6 +155,6 @@ def _common_dtype(source: HFWeights, shape: ModelShape, weight: Weight) -> torch
         other, different = next((n, d) for n, d in found.items() if d != dtype)
         raise UserError(
             f"{source.tensors[other].file}: {other}", str(different), f"{dtype}, as {first} has",
-            "Give --dtype to convert all weights to one.",
+            "Import with a dtype given: it converts all weights to that one.",
         )  # fmt: skip
     return next(iter(found.values()))

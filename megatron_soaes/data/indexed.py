@@ -20,7 +20,7 @@ from megatron_soaes.errors import UserError
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What a window needs to know of the tokenizer; stands where Megatron-Core wants a tokenizer."""
+    """What a window needs to know of the tokenizer; stands in for Megatron-Core's tokenizer."""
 
     vocab_size: int
     eod: int

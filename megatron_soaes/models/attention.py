@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class SDPACoreAttention(MegatronModule):
     kernel: 3 to 14 times faster on CPU than one call with a block-diagonal mask.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - Megatron-Core's interface
         self,
         config: TransformerConfig,
         layer_number: int,
@@ -39,7 +40,7 @@ class SDPACoreAttention(MegatronModule):
             )
         self.softmax_scale = softmax_scale
 
-    def forward(
+    def forward(  # noqa: PLR0917 - Megatron-Core's interface
         self,
         query: Tensor,
         key: Tensor,
@@ -64,8 +65,7 @@ class SDPACoreAttention(MegatronModule):
         ends = packed_seq_params.cu_seqlens_q.tolist()
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
         documents = [
-            self._causal(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b])
-            for a, b in zip(ends, ends[1:], strict=False)
+            self._causal(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b]) for a, b in pairwise(ends)
         ]
         out = torch.cat(documents, dim=2)[0].transpose(0, 1)
         return out.reshape(out.shape[0], -1)

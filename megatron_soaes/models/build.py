@@ -8,6 +8,12 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_soaes.accelerator.device import this_device
@@ -25,7 +31,7 @@ class BuildOptions:
     padded_vocab_size: int
     """Rows of the embedding and the output layer, all ranks together."""
     layout: Layout = field(default_factory=Layout)
-    recompute: Recompute = field(default_factory=lambda: Recompute())
+    recompute: Recompute = field(default_factory=Recompute)
     fp8: FP8 | None = None
 
 
@@ -60,8 +66,22 @@ def build_model(
         rotary_base=shape.rope_theta,
         vp_stage=virtual_stage,
     )
+    _mark_sharded_weights(model)
     model.rotary_pos_emb.inv_freq = rope_inverse_frequencies(shape).to(device.torch_device)
     return model.to(device.torch_device)
+
+
+def _mark_sharded_weights(model: GPTModel) -> None:
+    """Say which weights are parts of a whole: gradient norms count all others on one rank only.
+
+    Megatron-Core's layers set the mark while they initialise, which is left out here; those of
+    Transformer Engine set it always.
+    """
+    dimensions = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
+    for module in model.modules():
+        # An output layer that is tied to the embedding has no weight of its own.
+        if type(module) in dimensions and module.weight is not None:
+            set_tensor_model_parallel_attributes(module.weight, True, dimensions[type(module)], 1)
 
 
 def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerConfig:

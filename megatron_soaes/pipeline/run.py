@@ -55,7 +55,7 @@ def run(recipe_file: Path, overrides: Sequence[str] = ()) -> int:
         raise RecipeErrors(f"{recipe_file} on this node", problems)
     console = Console(highlight=False)
     for substitution in substitutions(recipe, machine):
-        console.print(f"  here: {substitution}", markup=False)
+        console.print(f"  here: {substitution}", markup=False, soft_wrap=True)
     recipe.workdir.mkdir(parents=True, exist_ok=True)
     with _only_run_in(recipe.workdir):
         return Runner(recipe, machine, console).run()
@@ -195,7 +195,7 @@ class Runner:
         )
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
 
 def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -228,7 +228,7 @@ def _meaning(code: int) -> str:
 @contextmanager
 def _only_run_in(workdir: Path) -> Iterator[None]:
     """Refuse a second run over the same folder; the lock goes with the process that holds it."""
-    with open(workdir / ".lock", "w", encoding="utf-8") as lock:
+    with (workdir / ".lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

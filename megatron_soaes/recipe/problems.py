@@ -27,7 +27,7 @@ class Problem:
         return f"{self.path}: found {self.value}; expected {self.rule}. {self.fix}"
 
 
-class RecipeErrors(UserError):  # noqa: N818 - it holds several
+class RecipeErrors(UserError):
     """Every broken rule of one recipe, one on a line."""
 
     def __init__(self, where: object, problems: Sequence[Problem]) -> None:

@@ -40,7 +40,7 @@ def window_settings(
         )  # fmt: skip
     if info.largest_id >= vocab_size:
         raise UserError(
-            info.path, f"token id {info.largest_id}", f"ids below the model's vocab_size {vocab_size}",
+            info.path, f"token id {info.largest_id}", f"ids below vocab_size {vocab_size}",
             "Use the tokenizer that belongs to this model.",
         )  # fmt: skip
     return WindowSettings(

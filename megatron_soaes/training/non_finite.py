@@ -21,6 +21,7 @@ def write_report(
     directory: Path,
     step: int,
     result: StepResult,
+    *,
     engine: Engine,
     batches: Sequence[MicroBatch],
     positions: Sequence[Sequence[int]],

@@ -55,12 +55,13 @@ def train_step(
         wrapped.zero_grad_buffer()
     engine.optimizer.zero_grad()
     local_loss = _run_schedule(engine.wrapped, engine.shape.vocab_size, batches, weight, train=True)
-    loss, stops = sum_over_world([local_loss, float(stop_here)])
     lr = _learning_rate(engine)
     engine.optimizer.prepare_grads()
     grad_norm = float(engine.optimizer.get_grad_norm())
-    # Both figures are the same on every rank, so all ranks take the same branch.
-    finite = math.isfinite(loss) and math.isfinite(grad_norm)
+    damaged_here = float(not _gradients_finite(engine))
+    loss, stops, damaged = sum_over_world([local_loss, float(stop_here), damaged_here])
+    # All three figures are the same on every rank, so all ranks take the same branch.
+    finite = math.isfinite(loss) and math.isfinite(grad_norm) and damaged == 0
     if finite:
         _clip(engine, grad_norm)
         engine.optimizer.step_with_ready_grads()
@@ -143,6 +144,16 @@ def _forward_step(
         return loss, torch.ones((), dtype=torch.int32, device=loss.device), loss.detach().double()
 
     return output, loss_of
+
+
+def _gradients_finite(engine: Engine) -> bool:
+    """Whether this rank's gradients are finite.
+
+    The global norm does not tell: of a weight that every tensor-parallel rank holds, such as a
+    norm's, it counts the first rank's gradient only.
+    """
+    gradients = [p.grad for p in engine.optimizer.get_parameters() if p.grad is not None]
+    return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
 
 def _clip(engine: Engine, grad_norm: float) -> None:

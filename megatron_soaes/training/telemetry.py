@@ -33,7 +33,7 @@ class Telemetry:
         self._first_step = resumed_at
         metrics = directory / METRICS_FILE
         keep_records_until(metrics, resumed_at)
-        self._stream = open(metrics, "a", encoding="utf-8")
+        self._stream = metrics.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1)
 
     def step(self, step: int, record: Mapping[str, float | bool]) -> None:
@@ -42,7 +42,7 @@ class Telemetry:
         for name, value in record.items():
             self._board.add_scalar(f"train/{name}", float(value), step)
         if step % self._log_every == 0 or step == self._steps or not record["finite"]:
-            self._console.print(self._line(step, record), markup=False)
+            self._console.print(self._line(step, record), markup=False, soft_wrap=True)
 
     def validation(self, step: int, losses: Mapping[str, Mapping[str, float]]) -> None:
         """Losses of every validation set after a step."""
@@ -51,11 +51,13 @@ class Telemetry:
             for figure, value in figures.items():
                 self._board.add_scalar(f"validation/{name}/{figure}", value, step)
         parts = [f"{name} {figures['loss']:.4f}" for name, figures in losses.items()]
-        self._console.print(f"  validation after step {step}: " + "  ".join(parts), markup=False)
+        self._console.print(
+            f"  validation after step {step}: " + "  ".join(parts), markup=False, soft_wrap=True
+        )
 
     def say(self, text: str) -> None:
         """A plain line on the console."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Flush and close the files."""

@@ -1,4 +1,4 @@
-"""The training loop: from a start checkpoint, or from where this stage was left, to its last step."""
+"""The training loop: from start weights, or from where the stage was left, to its last step."""
 
 from __future__ import annotations
 
@@ -169,7 +169,15 @@ class Trainer:
             return
         self._non_finite_in_a_row += 1
         folder = self.job.out / "non_finite"
-        write_report(folder, step, result, self.engine, batches, positions, self.job.blend.sources)
+        write_report(
+            folder,
+            step,
+            result,
+            engine=self.engine,
+            batches=batches,
+            positions=positions,
+            sources=self.job.blend.sources,
+        )
         limit = self.job.stage.non_finite.stop_after
         if self._non_finite_in_a_row >= limit:
             raise NonFiniteError(
@@ -185,7 +193,7 @@ class Trainer:
             self.job.validation,
             stage.micro_batch_size,
             self.job.layout,
-            stage.validation.batches * stage.global_batch_size,
+            most_windows=stage.validation.batches * stage.global_batch_size,
         )
         if self.telemetry and losses:
             self.telemetry.validation(step, losses)

@@ -22,11 +22,14 @@ def validate(
     sets: Mapping[str, Windows],
     micro_batch_size: int,
     layout: Layout,
+    *,
     most_windows: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Loss (nats), perplexity and tokens of each set; `most_windows` bounds each (collective)."""
     return {
-        name: _one_set(chunks, vocab_size, windows, micro_batch_size, layout, most_windows)
+        name: _one_set(
+            chunks, vocab_size, windows, micro_batch_size, layout, most_windows=most_windows
+        )
         for name, windows in sets.items()
     }
 
@@ -37,6 +40,7 @@ def _one_set(
     windows: Windows,
     micro_batch_size: int,
     layout: Layout,
+    *,
     most_windows: int | None,
 ) -> dict[str, float]:
     count = len(windows) if most_windows is None else min(len(windows), most_windows)

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_soaes.accelerator.groups import Rendezvous, model_parallel, process_group
 from megatron_soaes.checkpoint.import_hf import import_hf
-from tests.checkpoint.tiny import Case, make_model
+from tests.checkpoint.tiny import make_model
 
 
 @pytest.fixture(scope="package")

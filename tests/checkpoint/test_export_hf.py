@@ -157,7 +157,7 @@ def test_a_checkpoint_without_the_files_of_its_model_is_refused(
     tmp_path: Path, checkpoint_root: Path
 ) -> None:
     (checkpoint_root / HF_FILES / "config.json").unlink()
-    with pytest.raises(UserError, match="Copy config.json and the tokenizer files"):
+    with pytest.raises(UserError, match=r"Copy config.json and the tokenizer files"):
         export_hf(checkpoint_root, tmp_path / "out")
 
 

@@ -104,7 +104,7 @@ LAYER = "model.layers.1."
 DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "missing tensor": (
         lambda t: t.pop(LAYER + "mlp.up_proj.weight"),
-        r"hf: found no tensor model.layers.1.mlp.up_proj.weight; expected it, with shape \[96, 64\]",
+        r"hf: found no tensor model.layers.1.mlp.up_proj.weight; expected it, with shape \[96",
     ),
     "missing layer norm": (
         lambda t: t.pop("model.norm.weight"),
@@ -173,7 +173,7 @@ def test_a_tied_model_may_carry_a_copy_of_its_embedding(tmp_path: Path) -> None:
 def test_a_tied_model_with_another_output_layer_is_refused(tmp_path: Path) -> None:
     hf_dir = make_model(tmp_path / "hf", Case(tied=True))
     edit_weights(hf_dir, lambda t: t.update({"lm_head.weight": torch.zeros(250, 64)}))
-    with pytest.raises(UserError, match="lm_head.weight: found values that differ from"):
+    with pytest.raises(UserError, match=r"lm_head.weight: found values that differ from"):
         import_hf(hf_dir, tmp_path / "out")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def write_in_rows(directory: Path, tensor: Tensor, cuts: list[int]) -> None:
     """Store `tensor` as "w", cut before the rows named."""
     with TorchDistWriter(directory, {"iteration": 0}) as writer:
         bounds = [0, *cuts, tensor.shape[0]]
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             writer.write("w", tensor.shape, [start, 0], tensor[start:end])
 
 
@@ -71,7 +72,7 @@ def test_an_interrupted_write_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), TorchDistWriter(tmp_path, {}) as writer:
         writer.write("w", [2], [0], torch.zeros(1))
         raise KeyboardInterrupt
-    with pytest.raises(UserError, match="found no metadata.json"):
+    with pytest.raises(UserError, match=r"found no metadata.json"):
         TorchDistReader(tmp_path)
 
 

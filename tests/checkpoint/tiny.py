@@ -65,7 +65,7 @@ def make_model(
     shard_size: str = "1GB",
     seed: int = 7,
 ) -> Path:
-    """Write an HF directory with random norms and biases, a generation config and a tokenizer file."""
+    """Write an HF directory with random norms and biases and a stand-in for a tokenizer."""
     config_class, model_class = ARCHITECTURES[case.family]
     config = config_class(
         vocab_size=case.vocab_size,

@@ -9,6 +9,7 @@ import pytest
 import transformers
 
 from megatron_soaes.models.families import hf_config
+from megatron_soaes.recipe.schema import FamilyName
 from megatron_soaes.recipe.shapes import read_shape
 from tests.checkpoint.tiny import ARCHITECTURES, LLAMA3_ROPE, Case, make_model
 
@@ -24,7 +25,7 @@ def exported_config(directory: Path, case: Case) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
-def test_rope_and_dtype_stand_where_older_tools_look(tmp_path: Path, family: str) -> None:
+def test_rope_and_dtype_stand_where_older_tools_look(tmp_path: Path, family: FamilyName) -> None:
     config = exported_config(tmp_path, Case(family))
     assert config["rope_theta"] == 10000.0
     assert config["rope_scaling"] is None

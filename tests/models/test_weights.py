@@ -1,4 +1,4 @@
-"""The weight tables: transforms are inverse, tables are complete and speak Megatron-Core's names."""
+"""The weight tables: transforms are inverse, tables complete and in Megatron-Core's names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from megatron_soaes.accelerator.groups import Rendezvous, model_parallel, proces
 from megatron_soaes.models.build import BuildOptions, build_model
 from megatron_soaes.models.families import WEIGHTS, weight_table
 from megatron_soaes.models.weights import GATED, QKV, VOCABULARY, checkpoint_key, slices
+from megatron_soaes.recipe.schema import FamilyName
 from megatron_soaes.recipe.shapes import ModelShape
 
 SHAPE = ModelShape(
@@ -34,7 +35,7 @@ SHAPE = ModelShape(
 )
 
 
-def of_family(family: str, tied: bool) -> ModelShape:
+def of_family(family: FamilyName, tied: bool) -> ModelShape:
     return replace(
         SHAPE, family=family, tied_embeddings=tied,
         qkv_bias=family == "qwen2", qk_norm=family == "qwen3",

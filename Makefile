@@ -1,0 +1,43 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+# Variables: PYTHON (3.11 or 3.12), DEMO (where the demo writes).
+
+PYTHON ?= python3
+DEMO ?= build/demo
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint format constraints clean
+
+demo: $(STAMP)
+	$(BIN)/python -m data_prep.rehearsal $(DEMO)/corpus
+	$(BIN)/soaes run examples/rehearsal/base.yaml
+	$(BIN)/soaes run examples/rehearsal/recipe.yaml
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The first install takes torch by its exact version, so that a CPU wheel offered by a local index
+# or by PIP_EXTRA_INDEX_URL is taken instead of a newer CUDA build.
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "Python 3.11 or 3.12 is needed; set PYTHON"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+constraints:
+	{ sed '/^#/!d' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .hypothesis *.egg-info

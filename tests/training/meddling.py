@@ -1,0 +1,99 @@
+"""Faults put into a run from outside, to see that they are survived or noticed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from megatron_soaes.accelerator.groups import world_rank
+from tests.training.watched import Meddler, WatchedTrainer
+
+
+def terminate_in(last: int, rank: int) -> Meddler:
+    """SIGTERM to this process in step `last`, on one rank only."""
+
+    def meddle(trainer: WatchedTrainer, step: int) -> None:
+        if step == last and world_rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return meddle
+
+
+def crash_in(last: int) -> Meddler:
+    """An error before step `last`."""
+
+    def meddle(trainer: WatchedTrainer, step: int) -> None:
+        if step == last:
+            raise RuntimeError("crash")
+
+    return meddle
+
+
+def spoil_activations(steps: Iterable[int], rank: int) -> Meddler:
+    """NaN out of the first layer's MLP in these steps, on one rank only."""
+    return _in_steps(steps, rank, _spoil_mlp)
+
+
+def spoil_final_norm(steps: Iterable[int], rank: int) -> Meddler:
+    """NaN in the gradient of the final norm in these steps, on one rank only.
+
+    Tensor-parallel ranks each hold that norm, so nothing carries the NaN to the others.
+    """
+    return _in_steps(steps, rank, _spoil_norm)
+
+
+def forget_gradients(trainer: WatchedTrainer, step: int) -> None:
+    """Gradients are reduced neither over replicas nor for sequence-parallel norms."""
+    trainer.engine.chunks[0].config.finalize_model_grads_func = partial(
+        trainer._finalize, lambda *args, **kwargs: None
+    )
+
+
+def forget_norm_mark(trainer: WatchedTrainer, step: int) -> None:
+    """Norms no longer say that their gradient is a part of a sum."""
+    for name, parameter in trainer.engine.chunks[0].named_parameters():
+        if name.endswith("layernorm.weight"):
+            assert step > 1 or parameter.sequence_parallel
+            parameter.sequence_parallel = False
+
+
+def both(first: Meddler, second: Meddler) -> Meddler:
+    """One after the other."""
+
+    def meddle(trainer: WatchedTrainer, step: int) -> None:
+        first(trainer, step)
+        second(trainer, step)
+
+    return meddle
+
+
+def _in_steps(
+    steps: Iterable[int], rank: int, spoil: Callable[[WatchedTrainer], Any]
+) -> Meddler:
+    wanted = set(steps)
+    hooks: list[Any] = []
+
+    def meddle(trainer: WatchedTrainer, step: int) -> None:
+        while hooks:
+            hooks.pop().remove()
+        if step in wanted and world_rank() == rank:
+            hooks.append(spoil(trainer))
+
+    return meddle
+
+
+def _spoil_mlp(trainer: WatchedTrainer) -> Any:
+    def hook(module: Any, inputs: Any, outputs: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        return outputs[0] * float("nan"), outputs[1]
+
+    return trainer.engine.chunks[0].decoder.layers[0].mlp.register_forward_hook(hook)
+
+
+def _spoil_norm(trainer: WatchedTrainer) -> Any:
+    weight = trainer.engine.chunks[0].decoder.final_layernorm.weight
+    return weight.register_hook(lambda gradient: gradient * float("nan"))

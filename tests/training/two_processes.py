@@ -1,0 +1,95 @@
+"""Both ranks of every run on two processes: `python -m tests.training.two_processes FOLDER`.
+
+FOLDER holds the material and the runs of one process; each run leaves its folder below FOLDER/runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from megatron_soaes.accelerator.groups import (
+    model_parallel,
+    process_group,
+    rendezvous_from_environment,
+    world_rank,
+)
+from megatron_soaes.recipe.schema import Layout
+from tests.training import meddling
+from tests.training.material import make_job
+from tests.training.watched import Meddler, copy_checkpoints, run, stop_at
+
+DATA = Layout(data_parallel=2)
+TENSOR = Layout(tensor_parallel=2)
+SEQUENCE = Layout(tensor_parallel=2, sequence_parallel=True)
+BF16 = {"precision": {"dtype": "bf16"}, "steps": 6}
+TRACED = {"profile": {"steps": (2, 3), "ranks": [1]}}
+SPOILED = (2, 4, 5)
+"""Steps that are not finite: one that is forgiven, then two in a row, one too many."""
+IMPATIENT = {"non_finite": {"stop_after": 2}, "checkpoints": {"every": 3}}
+
+
+class Runs:
+    """Does one run after the other in the layout that is active."""
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self._folder = folder
+        self._layout = layout
+
+    def __call__(
+        self, name: str, model: str = "qwen3", meddle: Meddler | None = None, **changes: Any
+    ) -> None:
+        if world_rank() == 0:
+            print(f"== {name}")
+        out = self._folder / "runs" / name
+        run(make_job(self._folder, out, model, self._layout, **changes), meddle)
+
+    def from_checkpoint_of(self, source: str, name: str) -> None:
+        """Go on where another run, in another layout, was left."""
+        runs = self._folder / "runs"
+        if world_rank() == 0:
+            copy_checkpoints(runs / source, runs / name)
+        self(name)
+
+
+def main(folder: Path) -> None:
+    with process_group(rendezvous_from_environment()):
+        with model_parallel(tensor=2):
+            tensor_runs(Runs(folder, TENSOR))
+            sequence_runs(Runs(folder, SEQUENCE))
+        with model_parallel():
+            data_runs(Runs(folder, DATA))
+
+
+def tensor_runs(run: Runs) -> None:
+    run("tp2")
+    run.from_checkpoint_of("one-stopped", "one-to-tp2")
+    run("tp2-nan-activations", meddle=meddling.spoil_activations(SPOILED, rank=1), **IMPATIENT)
+    run("tp2-nan-norm", meddle=meddling.spoil_final_norm(SPOILED, rank=1), **IMPATIENT)
+
+
+def sequence_runs(run: Runs) -> None:
+    run("tp2-sp")
+    run("tp2-sp-qwen2", "qwen2")
+    run("tp2-sp-stopped", meddle=meddling.terminate_in(7, rank=1))
+    if world_rank() == 0:
+        copy_checkpoints(run._folder / "runs" / "tp2-sp-stopped", run._folder / "runs" / "tp2-sp-to-dp2")
+    run("tp2-sp-stopped")
+    run("tp2-sp-bf16", **BF16)
+    run("tp2-sp-bf16-stopped", meddle=meddling.terminate_in(3, rank=1), **BF16)
+    run("tp2-sp-bf16-stopped", **BF16)
+    stop = stop_at(2)
+    run("tp2-sp-unreduced", meddle=meddling.both(meddling.forget_gradients, stop))
+    run("tp2-sp-unmarked", meddle=meddling.both(meddling.forget_norm_mark, stop))
+
+
+def data_runs(run: Runs) -> None:
+    run("dp2", **TRACED)
+    run("tp2-sp-to-dp2")
+    run("dp2-nan-activations", meddle=meddling.spoil_activations(SPOILED, rank=1), **IMPATIENT)
+    run("dp2-unreduced", meddle=meddling.both(meddling.forget_gradients, stop_at(2)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
