@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from megatron_soaes.accelerator.quiet import quiet_libraries
 from megatron_soaes.errors import ExitCode, UserError
 
 app = typer.Typer(
@@ -90,11 +91,14 @@ def schema() -> None:
 def import_(
     hf_dir: Annotated[Path, typer.Argument(help="HF directory: config, safetensors, tokenizer.")],
     out: Annotated[Path, typer.Argument(help="New folder for the Megatron checkpoint.")],
+    dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; by default as stored.")] = None,
 ) -> None:
     """Convert an HF model to a Megatron checkpoint and prove that both give the same logits."""
+    quiet_libraries()
     from megatron_soaes.checkpoint.import_hf import import_hf
+    from megatron_soaes.models.build import dtype_named
 
-    report = import_hf(hf_dir, out)
+    report = import_hf(hf_dir, out, dtype=dtype_named(dtype) if dtype else None)
     typer.echo(f"{report.tensors} tensors, {report.bytes:,} bytes -> {report.checkpoint}")
     typer.echo(str(report.parity))
 
@@ -106,6 +110,7 @@ def export_hf_(
     iteration: Annotated[int | None, typer.Option(help="By default the newest.")] = None,
 ) -> None:
     """Convert a Megatron checkpoint to an HF model and prove that both give the same logits."""
+    quiet_libraries()
     from megatron_soaes.checkpoint.export_hf import export_hf
 
     report = export_hf(checkpoint, out, iteration=iteration)

@@ -45,7 +45,7 @@ download() {
         --platform manylinux2014_x86_64 \
         "megatron-core==$MEGATRON_CORE" \
         "transformer-engine==$TRANSFORMER_ENGINE" "transformer-engine-cu13==$TRANSFORMER_ENGINE" \
-        einops psutil setuptools wheel packaging pybind11 ninja
+        einops psutil "setuptools<82" wheel packaging pybind11 ninja
     pretend_torch "$work/torch"
     PYTHONPATH="$work/torch" "$work/env/bin/pip" download --quiet --no-deps --dest "$wheels" \
         --no-build-isolation --no-binary transformer-engine-torch \
@@ -106,7 +106,7 @@ pack() {
     cp "${BASH_SOURCE[0]}" "$work/packed/"
     mv "$work/packed" "$out"
     echo "$out holds:"
-    (cd "$out" && ls -l --human-readable | tail -n +2)
+    (cd "$out" && wc --bytes -- *)
     echo "Carry every file to the node, then run there:"
     echo "    bash $(basename "${BASH_SOURCE[0]}") install FOLDER [--target T]"
 }

@@ -92,6 +92,8 @@ def model_parallel(
         virtual_pipeline_model_parallel_size=virtual_pipeline if virtual_pipeline > 1 else None,
         context_parallel_size=context,
     )
+    # Tensor-parallel modules can only be built once the random streams exist.
+    seed_step(0, 0)
     try:
         yield
     finally:

@@ -57,14 +57,17 @@ def save(
     """Write `state.iteration` under `root` so that it appears whole (collective).
 
     All ranks write their shards into a temporary folder; rank 0 adds the trainer state, flushes
-    everything to the disk, renames the folder and then moves the pointer. An existing checkpoint is
-    never written over.
+    everything to the disk, renames the folder and then moves the pointer. A checkpoint up to the
+    one that the pointer names is never written over (FileExistsError).
     """
     final = directory.iteration_directory(root, state.iteration)
     temporary = directory.temporary_directory(root, state.iteration)
     if world_rank() == 0:
-        if final.exists():
+        newest = directory.latest_iteration(root)
+        if newest is not None and newest >= state.iteration:
             raise FileExistsError(final)
+        # Left by a crash before the pointer moved, or by a user who moved it back: done anew.
+        shutil.rmtree(final, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     torch.distributed.barrier()
@@ -118,8 +121,9 @@ def _hyper_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
 def _load(root: Path, iteration: int, wanted: dict[str, Any]) -> dict[str, Any]:
     where = directory.iteration_directory(root, iteration)
     try:
-        content, missing, _ = dist_checkpointing.load(
-            wanted, str(where), strict=StrictHandling.RETURN_ALL
+        # The core calls a tensor "unexpected" when we ask for it and the checkpoint has none.
+        content, _, missing = dist_checkpointing.load(
+            wanted, str(where), strict=StrictHandling.RETURN_UNEXPECTED
         )
     # A failed read raises CheckpointException, which derives from BaseException.
     except CheckpointException as error:
@@ -141,14 +145,3 @@ def _fill(chunks: Sequence[GPTModel], content: Mapping[str, Any]) -> None:
     names = ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
     for name, chunk in zip(names, chunks, strict=True):
         chunk.load_state_dict(content[name], strict=True)
-
-
-@torch.no_grad()
-def zero_vocabulary_padding(chunks: Sequence[GPTModel], vocab_size: int) -> None:
-    """Zero the embedding and output rows that stand for no token (a checkpoint holds none)."""
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    for chunk in chunks:
-        for name, weight in chunk.named_parameters():
-            if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
-                first = rank * weight.shape[0]
-                weight[max(0, vocab_size - first) :].zero_()

@@ -176,7 +176,9 @@ def megatron_logits(
     source = TorchDistReader(checkpoint)
     check_weights(source, shape)
     table = {weight.key: weight for weight in weight_table(shape)}
-    options = BuildOptions(torch.float32, shape.padded_vocab_size(VOCABULARY_MULTIPLE))
+    options = BuildOptions(
+        torch.float32, shape.padded_vocab_size(VOCABULARY_MULTIPLE), local_layers=True
+    )
     model = build_model(replace(shape, layers=len(layers)), options).eval()
     for name, parameter in model.named_parameters():
         key, position = checkpoint_key(name)

@@ -52,8 +52,8 @@ class TrainingBlend:
         self._names = names
         self.hash = files.sha256_json(
             {
-                "documents": {name: documents[name].identity() for name in names},
-                "shares": dict(shares),
+                # In order: the blend goes round the datasets in the order of the recipe.
+                "datasets": [[name, shares[name], documents[name].identity()] for name in names],
                 "samples": samples,
                 "sequence_length": settings.sequence_length,
                 "seed": settings.seed,

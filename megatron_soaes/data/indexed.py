@@ -88,7 +88,9 @@ class Windows:
             sequence_length=settings.sequence_length,
             split="1",
             tokenizer=settings.tokenizer,
-            path_to_cache=str(settings.cache),
+            # Megatron-Core names an index after the path and the number of samples alone, and would
+            # take that of other documents for it.
+            path_to_cache=str(settings.cache / files.sha256_json(documents.identity())[:16]),
             reset_position_ids=False,
             reset_attention_mask=False,
             eod_mask_loss=False,
@@ -135,10 +137,11 @@ def _check(
             "Add text, shorten sequence_length or change holdout.",
         )
     probed = [int(indexed[int(i)][-1]) for i in indices[lengths > 0][:100]]
-    if any(last != settings.tokenizer.eod for last in probed):
+    unended = [last for last in probed if last != settings.tokenizer.eod]
+    if unended:
         raise UserError(
             f"dataset {documents.name} ({documents.prefix})",
-            f"documents that end with token {probed[0]}",
+            f"documents that end with token {unended[0]}",
             f"the end-of-document token {settings.tokenizer.eod} after every document",
             "Make it again with --append-eod and this model's tokenizer: without it documents "
             "would run into each other.",

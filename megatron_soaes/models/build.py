@@ -17,10 +17,13 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_soaes.accelerator.device import this_device
+from megatron_soaes.errors import UserError
 from megatron_soaes.models.rope import rope_inverse_frequencies
 from megatron_soaes.models.specs import block_spec
 from megatron_soaes.recipe.schema import FP8, Layout, Recompute
 from megatron_soaes.recipe.shapes import ModelShape
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class BuildOptions:
     layout: Layout = field(default_factory=Layout)
     recompute: Recompute = field(default_factory=Recompute)
     fp8: FP8 | None = None
+    local_layers: bool = False
+    """Build from Megatron-Core's local layers even where Transformer Engine is installed: its fp32
+    products may be rounded to TF32, too coarse for comparing logits."""
 
 
 def build_model(
@@ -45,14 +51,15 @@ def build_model(
     [batch, sequence, padded_vocab_size / tensor_parallel] on the last pipeline stage.
     """
     device = this_device()
-    if options.fp8 is not None and not device.has_transformer_engine:
+    transformer_engine = device.has_transformer_engine and not options.local_layers
+    if options.fp8 is not None and not transformer_engine:
         raise ValueError(
             "FP8 needs CUDA and Transformer Engine; Megatron-Core would ignore it here"
         )
     config = transformer_config(shape, options)
     model = GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(config, device.has_transformer_engine, virtual_stage),
+        transformer_layer_spec=block_spec(config, transformer_engine, virtual_stage),
         vocab_size=options.padded_vocab_size,
         max_sequence_length=shape.max_position,
         pre_process=parallel_state.is_pipeline_first_stage(
@@ -82,6 +89,13 @@ def _mark_sharded_weights(model: GPTModel) -> None:
         # An output layer that is tied to the embedding has no weight of its own.
         if type(module) in dimensions and module.weight is not None:
             set_tensor_model_parallel_attributes(module.weight, True, dimensions[type(module)], 1)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype a recipe calls `fp32` or `bf16`; UserError for another name."""
+    if name not in DTYPES:
+        raise UserError("dtype", repr(name), " or ".join(DTYPES), "Choose one of these.")
+    return DTYPES[name]
 
 
 def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerConfig:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
@@ -17,10 +20,12 @@ def print_summary(recipe: Recipe, console: Console) -> None:
         for stage in stages_of(recipe).values()
         if (manifest := read_manifest(stage.directory)) is not None
     ]
-    table = Table("stage", "kind", "processes", "result", title=f"run {recipe.name}")
+    table = Table("stage", "processes", "seconds", title=f"{recipe.name}: what was made")
+    table.add_column("result", overflow="fold")
     for manifest in manifests:
-        where = ", ".join(output.path for output in manifest.outputs.values()) or "see below"
-        table.add_row(manifest.stage, manifest.kind, str(manifest.processes), where)
+        places = {_place(output.path, recipe.workdir) for output in manifest.outputs.values()}
+        where = "\n".join(sorted(places)) or f"{manifest.stage}/manifest.json"
+        table.add_row(manifest.stage, str(manifest.processes), f"{_seconds(manifest):.0f}", where)
     console.print(table)
     for manifest in manifests:
         if manifest.kind == "evaluate":
@@ -28,18 +33,23 @@ def print_summary(recipe: Recipe, console: Console) -> None:
 
 
 def comparison(manifest: Manifest) -> Table:
-    """Perplexity by checkpoint and held-out set, with the change against the first checkpoint."""
+    """Held-out loss and perplexity by checkpoint and set."""
     checkpoints = list(manifest.config["checkpoints"])
     sets = list(manifest.metrics[checkpoints[0]])
-    table = Table("checkpoint", *sets, title=f"{manifest.stage}: perplexity (lower is better)")
-    base = manifest.metrics[checkpoints[0]]
+    title = f"{manifest.stage}: held-out perplexity (loss)"
+    table = Table("checkpoint", *sets, title=title)
     for name in checkpoints:
-        cells = []
-        for held_out in sets:
-            figure = manifest.metrics[name][held_out]["perplexity"]
-            change = figure / base[held_out]["perplexity"]
-            cells.append(
-                f"{figure:.2f}" if name == checkpoints[0] else f"{figure:.2f} ({change:.2f}x)"
-            )
-        table.add_row(name, *cells)
+        figures = [manifest.metrics[name][held_out] for held_out in sets]
+        table.add_row(name, *(f"{f['perplexity']:.4g} ({f['loss']:.3f})" for f in figures))
     return table
+
+
+def _place(path: str, workdir: Path) -> str:
+    """A result below the run's folder, the two files of a dataset as one."""
+    relative = str(Path(path).relative_to(workdir))
+    return relative.removesuffix(".bin").removesuffix(".idx")
+
+
+def _seconds(manifest: Manifest) -> float:
+    started, finished = map(datetime.fromisoformat, (manifest.started, manifest.finished))
+    return (finished - started).total_seconds()

@@ -5,13 +5,12 @@ Started by `soaes run`, by torchrun or by srun; the exit code is one of `errors.
 
 from __future__ import annotations
 
-import logging
 import sys
 import traceback
-import warnings
 from pathlib import Path
 
 from megatron_soaes import files
+from megatron_soaes.accelerator.quiet import quiet_libraries
 from megatron_soaes.errors import ExitCode, NonFiniteError, UserError
 from megatron_soaes.recipe.check_node import check_node
 from megatron_soaes.recipe.problems import RecipeErrors
@@ -26,7 +25,7 @@ RESULT_FILE = "result.json"
 def main(arguments: list[str]) -> int:
     """Run one rank; rank 0 leaves its metrics in `RESULT_FILE` of the stage's folder."""
     recipe_file, name = arguments
-    _be_quiet()
+    quiet_libraries()
     try:
         recipe = Recipe.model_validate_json(Path(recipe_file).read_text(encoding="utf-8"))
         stage = stages_of(recipe)[name]
@@ -60,13 +59,6 @@ def _run_in_group(stage: Stage) -> None:
         metrics = stage.run()
         if rendezvous.rank == 0:
             files.write_json(stage.directory / RESULT_FILE, metrics)
-
-
-def _be_quiet() -> None:
-    """Keep libraries' notes on their own implementation out of the user's log."""
-    warnings.filterwarnings("ignore", module=r"(megatron\.core|torch|transformers)\..*")
-    warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex are not installed.*")
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -18,12 +17,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.checkpoint import directory
-from megatron_soaes.checkpoint.distributed import load_weights, zero_vocabulary_padding
-from megatron_soaes.models.build import BuildOptions, build_model
+from megatron_soaes.checkpoint.distributed import load_weights
+from megatron_soaes.models.build import BuildOptions, build_model, dtype_named
 from megatron_soaes.recipe.schema import Layout, ModelSource, Precision, Recompute, TrainingStage
 from megatron_soaes.recipe.shapes import ModelShape
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -48,7 +45,7 @@ def build_options(
 ) -> BuildOptions:
     """How a recipe's model is built for one stage."""
     return BuildOptions(
-        dtype=DTYPES[precision.dtype],
+        dtype=dtype_named(precision.dtype),
         padded_vocab_size=shape.padded_vocab_size(source.vocab_size_multiple),
         layout=layout,
         recompute=recompute or Recompute(),
@@ -70,7 +67,6 @@ def load_model(
     """The model chunks of this rank with the weights of a checkpoint, by default the newest."""
     chunks = build_chunks(shape, options)
     load_weights(checkpoint, directory.require_iteration(checkpoint, iteration), chunks)
-    zero_vocabulary_padding(chunks, shape.vocab_size)
     return chunks
 
 
@@ -102,7 +98,7 @@ def build_engine(shape: ModelShape, chunks: list[GPTModel], stage: TrainingStage
             adam_eps=wanted.eps,
             clip_grad=wanted.clip_grad,
             bf16=bf16,
-            params_dtype=DTYPES[stage.precision.dtype],
+            params_dtype=dtype_named(stage.precision.dtype),
             use_distributed_optimizer=True,
         ),
         wrapped,

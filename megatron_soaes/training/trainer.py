@@ -26,10 +26,10 @@ from megatron_soaes.data.blend import TrainingBlend, positions_of_rank
 from megatron_soaes.data.indexed import Windows
 from megatron_soaes.data.sample import MicroBatch, collate
 from megatron_soaes.errors import NonFiniteError
+from megatron_soaes.models.build import dtype_named
 from megatron_soaes.recipe.schema import Layout, ModelSource, TrainingStage
 from megatron_soaes.recipe.shapes import ModelShape
 from megatron_soaes.training.engine import (
-    DTYPES,
     Engine,
     build_chunks,
     build_engine,
@@ -93,7 +93,9 @@ class Trainer:
         self.stop = StopSignal()
         self.engine, self.state = _restore(job)
         self._non_finite_in_a_row = 0
-        self._peak_flops = job.peak_flops or measured_matmul_rate(DTYPES[job.stage.precision.dtype])
+        self._peak_flops = job.peak_flops or measured_matmul_rate(
+            dtype_named(job.stage.precision.dtype)
+        )
         self._flops_per_token = job.shape.flops_per_token(job.stage.sequence_length)
         self.telemetry = (
             Telemetry(job.out, self.state.iteration, job.stage.steps, job.stage.log_every)
@@ -287,7 +289,6 @@ def _restore(job: TrainingJob) -> tuple[Engine, TrainerState]:
         return engine, _fresh_state(job, identity)
     engine = build_engine(job.shape, build_chunks(job.shape, options), stage)
     state = distributed.load(job.checkpoints, iteration, engine.chunks, engine.optimizer)
-    distributed.zero_vocabulary_padding(engine.chunks, job.shape.vocab_size)
     refuse_undeclared_changes(
         state.identity,
         identity,

@@ -34,7 +34,7 @@ from tests.checkpoint.tiny import (
     make_model,
     reference_logits,
 )
-from tests.models.test_weights import SHAPE
+from tests.models.shapes import SHAPE
 
 CASES = [*FAMILY_CASES, ROPE_CASE]
 pytestmark = pytest.mark.usefixtures("one_process")

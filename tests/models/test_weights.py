@@ -15,24 +15,7 @@ from megatron_soaes.models.families import WEIGHTS, weight_table
 from megatron_soaes.models.weights import GATED, QKV, VOCABULARY, checkpoint_key, slices
 from megatron_soaes.recipe.schema import FamilyName
 from megatron_soaes.recipe.shapes import ModelShape
-
-SHAPE = ModelShape(
-    family="llama",
-    layers=3,
-    hidden=4,
-    heads=4,
-    kv_heads=2,
-    head_dim=2,
-    ffn=6,
-    vocab_size=5,
-    max_position=32,
-    tied_embeddings=False,
-    qkv_bias=False,
-    qk_norm=False,
-    norm_eps=1e-6,
-    rope_theta=10000.0,
-    rope_scaling=None,
-)
+from tests.models.shapes import SHAPE
 
 
 def of_family(family: FamilyName, tied: bool) -> ModelShape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ EOD = 1
 SEQUENCE = 32
 BATCH = 4
 STEPS = 20
+ONE_PROCESS = Layout()
 SHARES = {"domain": 0.7, "general": 0.3}
 MODELS = {
     "qwen3": Case("qwen3", tied=True, kv_heads=1, vocab_size=VOCABULARY, layers=2),
     "qwen2": Case("qwen2", tied=False, kv_heads=2, vocab_size=VOCABULARY, layers=2),
 }
-"""Between them: a norm on each head, biases, tied and untied embeddings, one KV head on two ranks."""
+"""Between them: a norm on each head, biases, tied and untied embeddings, one KV head."""
 
 
 def make_material(folder: Path) -> None:
@@ -41,10 +42,12 @@ def make_material(folder: Path) -> None:
 
 
 def random_documents(seed: int, count: int = 200) -> list[list[int]]:
-    """Documents of 2 to 25 tokens that end with EOD; some words are far more frequent than others."""
+    """Documents of 2 to 25 tokens that end with EOD; a few words are far more frequent."""
     generator = np.random.default_rng(seed)
     lengths = generator.integers(1, 25, count)
-    return [[*np.minimum(generator.zipf(1.5, n) + 1, VOCABULARY - 1).tolist(), EOD] for n in lengths]
+    return [
+        [*np.minimum(generator.zipf(1.5, n) + 1, VOCABULARY - 1).tolist(), EOD] for n in lengths
+    ]
 
 
 def write_dataset(prefix: Path, documents: Iterable[list[int]]) -> None:
@@ -84,7 +87,7 @@ def make_job(
     folder: Path,
     out: Path,
     model: str = "qwen3",
-    layout: Layout = Layout(),
+    layout: Layout = ONE_PROCESS,
     shares: dict[str, float] = SHARES,
     **changes: Any,
 ) -> TrainingJob:
@@ -108,7 +111,3 @@ def make_job(
         validation=validation,
         peak_flops=1e12,
     )
-
-
-Fault = Callable[[Any, int], None]
-"""Called with the trainer before each step."""

@@ -14,7 +14,7 @@ from megatron_soaes.accelerator.groups import world_rank
 from tests.training.watched import Meddler, WatchedTrainer
 
 
-def terminate_in(last: int, rank: int) -> Meddler:
+def terminate_in(last: int, rank: int = 0) -> Meddler:
     """SIGTERM to this process in step `last`, on one rank only."""
 
     def meddle(trainer: WatchedTrainer, step: int) -> None:
@@ -36,7 +36,14 @@ def crash_in(last: int) -> Meddler:
 
 def spoil_activations(steps: Iterable[int], rank: int) -> Meddler:
     """NaN out of the first layer's MLP in these steps, on one rank only."""
-    return _in_steps(steps, rank, _spoil_mlp)
+
+    def hook(module: Any, inputs: Any, outputs: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        return outputs[0] * float("nan"), outputs[1]
+
+    def spoil(trainer: WatchedTrainer) -> Any:
+        return trainer.engine.chunks[0].decoder.layers[0].mlp.register_forward_hook(hook)
+
+    return _in_steps(steps, rank, spoil)
 
 
 def spoil_final_norm(steps: Iterable[int], rank: int) -> Meddler:
@@ -44,37 +51,38 @@ def spoil_final_norm(steps: Iterable[int], rank: int) -> Meddler:
 
     Tensor-parallel ranks each hold that norm, so nothing carries the NaN to the others.
     """
-    return _in_steps(steps, rank, _spoil_norm)
+
+    def spoil(trainer: WatchedTrainer) -> Any:
+        weight = trainer.engine.chunks[0].decoder.final_layernorm.weight
+        return weight.register_hook(lambda gradient: gradient * float("nan"))
+
+    return _in_steps(steps, rank, spoil)
 
 
-def forget_gradients(trainer: WatchedTrainer, step: int) -> None:
-    """Gradients are reduced neither over replicas nor for sequence-parallel norms."""
-    trainer.engine.chunks[0].config.finalize_model_grads_func = partial(
-        trainer._finalize, lambda *args, **kwargs: None
-    )
-
-
-def forget_norm_mark(trainer: WatchedTrainer, step: int) -> None:
-    """Norms no longer say that their gradient is a part of a sum."""
-    for name, parameter in trainer.engine.chunks[0].named_parameters():
-        if name.endswith("layernorm.weight"):
-            assert step > 1 or parameter.sequence_parallel
-            parameter.sequence_parallel = False
-
-
-def both(first: Meddler, second: Meddler) -> Meddler:
-    """One after the other."""
+def forget_gradients(stop: int) -> Meddler:
+    """Gradients are reduced neither over replicas nor over the ranks that share a sequence."""
 
     def meddle(trainer: WatchedTrainer, step: int) -> None:
-        first(trainer, step)
-        second(trainer, step)
+        finalize = partial(trainer.finalize, lambda *args, **kwargs: None)
+        trainer.engine.chunks[0].config.finalize_model_grads_func = finalize
+        trainer.stop.received = step == stop
 
     return meddle
 
 
-def _in_steps(
-    steps: Iterable[int], rank: int, spoil: Callable[[WatchedTrainer], Any]
-) -> Meddler:
+def forget_norm_marks(stop: int) -> Meddler:
+    """Norms no longer say that their gradient on one rank is a part of a sum."""
+
+    def meddle(trainer: WatchedTrainer, step: int) -> None:
+        for name, parameter in trainer.engine.chunks[0].named_parameters():
+            if name.endswith("layernorm.weight"):
+                parameter.sequence_parallel = False
+        trainer.stop.received = step == stop
+
+    return meddle
+
+
+def _in_steps(steps: Iterable[int], rank: int, spoil: Callable[[WatchedTrainer], Any]) -> Meddler:
     wanted = set(steps)
     hooks: list[Any] = []
 
@@ -85,15 +93,3 @@ def _in_steps(
             hooks.append(spoil(trainer))
 
     return meddle
-
-
-def _spoil_mlp(trainer: WatchedTrainer) -> Any:
-    def hook(module: Any, inputs: Any, outputs: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        return outputs[0] * float("nan"), outputs[1]
-
-    return trainer.engine.chunks[0].decoder.layers[0].mlp.register_forward_hook(hook)
-
-
-def _spoil_norm(trainer: WatchedTrainer) -> Any:
-    weight = trainer.engine.chunks[0].decoder.final_layernorm.weight
-    return weight.register_hook(lambda gradient: gradient * float("nan"))

@@ -1,10 +1,11 @@
-"""Both ranks of every run on two processes: `python -m tests.training.two_processes FOLDER`.
+"""All runs on two processes: `python -m tests.training.two_processes FOLDER` is one rank of them.
 
 FOLDER holds the material and the runs of one process; each run leaves its folder below FOLDER/runs.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from megatron_soaes.accelerator.groups import (
 from megatron_soaes.recipe.schema import Layout
 from tests.training import meddling
 from tests.training.material import make_job
-from tests.training.watched import Meddler, copy_checkpoints, run, stop_at
+from tests.training.watched import Meddler, run
 
 DATA = Layout(data_parallel=2)
 TENSOR = Layout(tensor_parallel=2)
@@ -38,19 +39,20 @@ class Runs:
         self._layout = layout
 
     def __call__(
-        self, name: str, model: str = "qwen3", meddle: Meddler | None = None, **changes: Any
+        self,
+        name: str,
+        *,
+        model: str = "qwen3",
+        meddle: Meddler | None = None,
+        after: str | None = None,
+        **changes: Any,
     ) -> None:
-        if world_rank() == 0:
-            print(f"== {name}")
-        out = self._folder / "runs" / name
-        run(make_job(self._folder, out, model, self._layout, **changes), meddle)
-
-    def from_checkpoint_of(self, source: str, name: str) -> None:
-        """Go on where another run, in another layout, was left."""
+        """Run from the start, or go on where the run `after` was left, in whatever layout."""
         runs = self._folder / "runs"
-        if world_rank() == 0:
-            copy_checkpoints(runs / source, runs / name)
-        self(name)
+        if world_rank() == 0 and after is not None:
+            shutil.copytree(runs / after, runs / name)
+        job = make_job(self._folder, runs / name, model, self._layout, **changes)
+        run(job, meddle)
 
 
 def main(folder: Path) -> None:
@@ -64,31 +66,28 @@ def main(folder: Path) -> None:
 
 def tensor_runs(run: Runs) -> None:
     run("tp2")
-    run.from_checkpoint_of("one-stopped", "one-to-tp2")
+    run("one-to-tp2", after="one-stopped")
     run("tp2-nan-activations", meddle=meddling.spoil_activations(SPOILED, rank=1), **IMPATIENT)
     run("tp2-nan-norm", meddle=meddling.spoil_final_norm(SPOILED, rank=1), **IMPATIENT)
 
 
 def sequence_runs(run: Runs) -> None:
     run("tp2-sp")
-    run("tp2-sp-qwen2", "qwen2")
     run("tp2-sp-stopped", meddle=meddling.terminate_in(7, rank=1))
-    if world_rank() == 0:
-        copy_checkpoints(run._folder / "runs" / "tp2-sp-stopped", run._folder / "runs" / "tp2-sp-to-dp2")
-    run("tp2-sp-stopped")
+    run("tp2-sp-resumed", after="tp2-sp-stopped")
     run("tp2-sp-bf16", **BF16)
     run("tp2-sp-bf16-stopped", meddle=meddling.terminate_in(3, rank=1), **BF16)
-    run("tp2-sp-bf16-stopped", **BF16)
-    stop = stop_at(2)
-    run("tp2-sp-unreduced", meddle=meddling.both(meddling.forget_gradients, stop))
-    run("tp2-sp-unmarked", meddle=meddling.both(meddling.forget_norm_mark, stop))
+    run("tp2-sp-bf16-resumed", after="tp2-sp-bf16-stopped", **BF16)
+    run("tp2-sp-qwen2", model="qwen2")
+    run("tp2-sp-unreduced", meddle=meddling.forget_gradients(stop=2))
+    run("tp2-sp-unmarked", meddle=meddling.forget_norm_marks(stop=2))
 
 
 def data_runs(run: Runs) -> None:
     run("dp2", **TRACED)
-    run("tp2-sp-to-dp2")
+    run("tp2-sp-to-dp2", after="tp2-sp-stopped")
     run("dp2-nan-activations", meddle=meddling.spoil_activations(SPOILED, rank=1), **IMPATIENT)
-    run("dp2-unreduced", meddle=meddling.both(meddling.forget_gradients, stop_at(2)))
+    run("dp2-unreduced", meddle=meddling.forget_gradients(stop=2))
 
 
 if __name__ == "__main__":

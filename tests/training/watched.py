@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_soaes.accelerator.groups import world_rank
-from megatron_soaes.checkpoint.directory import HF_FILES, TRACKER, iteration_directory, latest_iteration
+from megatron_soaes.checkpoint.directory import iteration_directory, latest_iteration
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.checkpoint.trainer_state import TrainerState
 from megatron_soaes.errors import NonFiniteError
@@ -29,7 +28,7 @@ Meddler = Callable[["WatchedTrainer", int], None]
 
 
 class WatchedTrainer(Trainer):
-    """Keeps the whole gradients of the first step it does and a digest of all weights after each."""
+    """Keeps the whole gradients of its first step and a digest of the weights after each."""
 
     def __init__(self, job: TrainingJob, meddle: Meddler | None = None) -> None:
         super().__init__(job)
@@ -37,9 +36,10 @@ class WatchedTrainer(Trainer):
         self.digests = [self.digest()]
         self._meddle = meddle
         config = self.engine.chunks[0].config
-        config.finalize_model_grads_func = partial(self._finalize, config.finalize_model_grads_func)
+        config.finalize_model_grads_func = partial(self.finalize, config.finalize_model_grads_func)
 
-    def _finalize(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    def finalize(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Finish a step's gradients as `original` does, and keep the first ones."""
         original(*args, **kwargs)
         if not self.gradients:
             self.gradients = whole_gradients(self.engine)
@@ -82,25 +82,6 @@ def run(job: TrainingJob, meddle: Meddler | None = None) -> bool | None:
     return completed
 
 
-def stop_at(last: int) -> Meddler:
-    """Ask for a stop during step `last`, on the first rank."""
-
-    def meddle(trainer: WatchedTrainer, step: int) -> None:
-        trainer.stop.received = step == last and world_rank() == 0
-
-    return meddle
-
-
-def copy_checkpoints(source: Path, target: Path) -> None:
-    """Give another run the newest checkpoint of one, as if it were its own."""
-    newest = latest_iteration(source / "checkpoints")
-    assert newest is not None
-    folder = iteration_directory(Path(), newest).name
-    for name in (folder, HF_FILES):
-        shutil.copytree(source / "checkpoints" / name, target / "checkpoints" / name)
-    shutil.copy(source / "checkpoints" / TRACKER, target / "checkpoints" / TRACKER)
-
-
 def whole_gradients(engine: Engine) -> dict[str, Tensor]:
     """The gradient of each parameter as if it were not sharded, by its name (collective)."""
     (chunk,), (wrapped,) = engine.chunks, engine.wrapped
@@ -119,8 +100,13 @@ def _unsharded(name: str, parameter: Tensor) -> Tensor:
     gradient: Tensor = parameter.main_grad.clone()  # type: ignore[attr-defined]
     if not getattr(parameter, "tensor_model_parallel", False):
         return gradient
-    parts = [torch.empty_like(gradient) for _ in range(parallel_state.get_tensor_model_parallel_world_size())]
-    torch.distributed.all_gather(parts, gradient, group=parallel_state.get_tensor_model_parallel_group())
+    parts = [
+        torch.empty_like(gradient)
+        for _ in range(parallel_state.get_tensor_model_parallel_world_size())
+    ]
+    torch.distributed.all_gather(
+        parts, gradient, group=parallel_state.get_tensor_model_parallel_group()
+    )
     if name.endswith("linear_fc1.weight"):
         gates, ups = zip(*(part.chunk(2) for part in parts), strict=True)
         return torch.cat([*gates, *ups])

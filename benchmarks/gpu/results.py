@@ -1,0 +1,103 @@
+"""One dated section of a results file: what was run, with what, and the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.gpu.subject import Subject
+from benchmarks.gpu.training_step import Figures
+from megatron_soaes import files
+from megatron_soaes.accelerator.machine import Machine
+
+GIB = 2**30
+COLUMNS = (
+    "step", "ms a step", "tokens/s", "TFLOP/s", "of datasheet", "of measured", "peak GiB",
+    "loss, first to last",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement, or why there is none."""
+
+    name: str
+    figures: Figures | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one run found."""
+
+    machine: Machine
+    subject: Subject
+    command: str
+    checks: str
+    """The last line of the GPU tests."""
+    datasheet: float | None
+    """Dense bf16 TFLOP/s."""
+    measured: float
+    """TFLOP/s of a bf16 matrix product."""
+    rows: list[Row]
+
+
+def section(report: Report, now: datetime | None = None) -> str:
+    """The report as Markdown. MFU counts model FLOPs (`ModelShape.flops_per_token`) against bf16
+    rates in every row, so that FP8 rows compare with the others."""
+    machine, subject = report.machine, report.subject
+    device = machine.gpu_name or f"CPU, {machine.cores} cores"
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    datasheet = f"{report.datasheet:g} TFLOP/s" if report.datasheet else "no figure"
+    lines = [
+        f"## {(now or datetime.now(UTC)):%Y-%m-%d %H:%M} UTC, {device}",
+        "",
+        f"`{report.command}`",
+        "",
+        f"- GPU checks: {report.checks}",
+        f"- Versions: {versions}",
+        f"- {subject.name}, {subject.shape.parameters / 1e6:,.1f}M parameters, random weights; "
+        f"sequence {subject.sequence_length}, micro-batch {subject.micro_batch_size}, "
+        f"{subject.tokens_per_step:,} tokens a step; median of {subject.steps} steps",
+        f"- bf16 rate by datasheet: {datasheet}; measured matrix product: "
+        f"{report.measured:.3g} TFLOP/s. Both shares are model FLOPs "
+        f"({subject.shape.flops_per_token(subject.sequence_length):.3g} a token) against these, "
+        "for FP8 too.",
+        "",
+        _line(COLUMNS),
+        _line(["---"] + ["---:"] * (len(COLUMNS) - 1)),
+        *(_row(report, row) for row in report.rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(report: Report, row: Row) -> str:
+    if row.figures is None:
+        return _line([row.name, row.note] + [""] * (len(COLUMNS) - 2))
+    figures, subject = row.figures, report.subject
+    rate = subject.tokens_per_step / figures.seconds_per_step
+    tflops = rate * subject.shape.flops_per_token(subject.sequence_length) / 1e12
+    return _line(
+        [
+            row.name,
+            f"{figures.seconds_per_step * 1e3:,.1f}",
+            f"{rate:,.0f}",
+            f"{tflops:.3g}",
+            f"{tflops / report.datasheet:.1%}" if report.datasheet else "-",
+            f"{tflops / report.measured:.1%}",
+            f"{figures.peak_memory_bytes / GIB:.1f}",
+            f"{figures.first_loss:.3f} to {figures.last_loss:.3f}",
+        ]
+    )
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def append(file: Path, text: str) -> None:
+    """Add a section at the end of `file`, which is replaced whole or not at all."""
+    before = file.read_text(encoding="utf-8").rstrip("\n") + "\n\n" if file.exists() else ""
+    files.write_text(file, before + text)

@@ -1,0 +1,123 @@
+"""Run the GPU checks, measure training steps and add a dated section to the results.
+
+    python -m benchmarks.gpu.run_all [--tiny] [--results benchmarks/RESULTS.md]
+
+Ends within 8 minutes: what is not done by then is reported as failed. Exit code 0 when every check
+passed and every measurement that this machine can do was done, else 1; the section is written in
+both cases and says what failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.gpu.ceiling import datasheet_tflops, measured_tflops
+from benchmarks.gpu.measurements import MEASUREMENTS, Measurement
+from benchmarks.gpu.results import Report, Row, append, section
+from benchmarks.gpu.subject import FULL, TINY
+from benchmarks.gpu.training_step import Figures
+from megatron_soaes.accelerator.machine import Machine, read_machine
+
+ROOT = Path(__file__).parents[2]
+TIME_LIMIT_S = 460.0
+"""Of everything together; the rest of the 8 minutes is for the matrix product and the report."""
+FAILED = "failed: "
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do everything; returns the exit code."""
+    options = _options(arguments)
+    machine = read_machine()
+    if machine.device == "cpu" and not options.tiny:
+        print(
+            "No CUDA device here: use --tiny, or run this on a GPU node (docs/guides/gpu-node.md)."
+        )
+        return 1
+    deadline = time.monotonic() + TIME_LIMIT_S
+    checks_passed, checks = run_checks(deadline)
+    print(f"GPU checks: {checks}", flush=True)
+    rows = [run(measurement, machine, options.tiny, deadline) for measurement in MEASUREMENTS]
+    report = Report(
+        machine=machine,
+        subject=TINY if options.tiny else FULL,
+        command="python -m benchmarks.gpu.run_all" + (" --tiny" if options.tiny else ""),
+        checks=checks,
+        datasheet=datasheet_tflops(machine),
+        measured=measured_tflops(512 if options.tiny else 8192),
+        rows=rows,
+    )
+    append(options.results, section(report))
+    print(f"The figures stand at the end of {options.results}.")
+    return 0 if checks_passed and not any(row.note.startswith(FAILED) for row in rows) else 1
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run the GPU checks and measure training steps.")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a tiny model, on any machine: checks the code only"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "benchmarks/RESULTS.md",
+        help="file that gets a new section (default: benchmarks/RESULTS.md)",
+    )
+    return parser.parse_args(arguments)
+
+
+def run_checks(deadline: float) -> tuple[bool, str]:
+    """Run tests/gpu; whether none failed, and pytest's closing line.
+
+    `deadline` is a time of `time.monotonic` at which they are stopped.
+    """
+    done = _python(["-m", "pytest", "tests/gpu", "--tb=short"], deadline)
+    if done is None:
+        return False, "stopped, no time left"
+    print(done.stdout, flush=True)
+    lines = done.stdout.strip().splitlines()
+    return done.returncode == 0, lines[-1] if lines else f"pytest ended with {done.returncode}"
+
+
+def run(measurement: Measurement, machine: Machine, tiny: bool, deadline: float) -> Row:
+    """Do one measurement in a process of its own, which is stopped at `deadline`."""
+    missing = measurement.missing(machine)
+    if missing:
+        print(f"{measurement.name}: not run, {missing}", flush=True)
+        return Row(measurement.name, None, f"not run: {missing}")
+    print(f"{measurement.name} ...", flush=True)
+    command = ["-m", "benchmarks.gpu.measurements", measurement.name, *["--tiny"] * tiny]
+    done = _python(command, deadline)
+    if done is None:
+        return Row(measurement.name, None, f"{FAILED}no time left")
+    if done.returncode != 0:
+        print(done.stderr, file=sys.stderr, flush=True)
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1].replace("|", "/")
+        return Row(measurement.name, None, FAILED + reason)
+    return Row(measurement.name, Figures(**json.loads(done.stdout.splitlines()[-1])))
+
+
+def _python(arguments: list[str], deadline: float) -> subprocess.CompletedProcess[str] | None:
+    """Run this Python from the repository's root; None when the deadline came first."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        return None
+    try:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=left,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Whole training steps on one device: this codebase's, and `transformers` as the peer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.gpu.subject import Subject
+from megatron_soaes.accelerator.device import this_device
+from megatron_soaes.accelerator.groups import (
+    Rendezvous,
+    model_parallel,
+    process_group,
+    seed_step,
+)
+from megatron_soaes.data.sample import MicroBatch
+from megatron_soaes.models.build import BuildOptions
+from megatron_soaes.recipe.schema import FP8, Precision, TrainingStage
+from megatron_soaes.training.engine import build_chunks, build_engine
+from megatron_soaes.training.step import train_step
+
+LR = 1e-4
+MULTIPLE = 128
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one measurement found."""
+
+    seconds_per_step: float
+    """Median over the measured steps."""
+    peak_memory_bytes: int
+    first_loss: float
+    last_loss: float
+    """Of the last measured step, in nats: evidence that the steps trained."""
+
+
+def ours(subject: Subject, fp8: str | None = None) -> Figures:
+    """Forward, backward and update through Megatron-Core, in bf16 or with an FP8 recipe on top.
+
+    Main weights, gradients and optimizer state are fp32, as in every training stage.
+    """
+    precision = Precision.model_validate({"fp8": {"recipe": fp8} if fp8 else None})
+    with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
+        engine = build_engine(subject.shape, _chunks(subject, precision.fp8), _stage(subject, fp8))
+
+        def step(number: int) -> float:
+            seed_step(1, number)
+            batches = _batches(subject, number)
+            return train_step(engine, batches, len(batches), False).loss
+
+        return measure(subject, step)
+
+
+def transformers_peer(subject: Subject) -> Figures:
+    """The same model and tokens in `transformers` with SDPA and a fused AdamW.
+
+    Weights, gradients and optimizer state are all bf16: less work and memory than `ours`, the way
+    it is used where speed counts.
+    """
+    shape = subject.shape
+    device = this_device().torch_device
+    config = transformers.Qwen2Config(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.max_position,
+        tie_word_embeddings=shape.tied_embeddings,
+        rms_norm_eps=shape.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        attn_implementation="sdpa",
+    )
+    model = transformers.Qwen2ForCausalLM(config).to(device=device, dtype=torch.bfloat16).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
+
+    def step(number: int) -> float:
+        total = torch.zeros((), device=device)
+        for tokens in subject.tokens(number):
+            # `labels` would be shifted by one inside; the labels here are shifted already.
+            logits = model(tokens[:, :-1], use_cache=False).logits.float()
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            torch.autograd.backward(loss / subject.micro_batches)
+            total += loss.detach() / subject.micro_batches
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(total)
+
+    return measure(subject, step)
+
+
+def measure(subject: Subject, step: Callable[[int], float]) -> Figures:
+    """Time `step(1)`, `step(2)`, ... after the warm-up; each returns its loss."""
+    device = this_device()
+    losses, times = [], []
+    for number in range(1, subject.warm_up + subject.steps + 1):
+        device.synchronize()
+        started = time.perf_counter()
+        losses.append(step(number))
+        device.synchronize()
+        times.append(time.perf_counter() - started)
+    measured = sorted(times[subject.warm_up :])
+    return Figures(measured[len(measured) // 2], device.peak_memory_bytes(), losses[0], losses[-1])
+
+
+def _stage(subject: Subject, fp8: str | None) -> TrainingStage:
+    return TrainingStage.model_validate(
+        {
+            "name": "benchmark",
+            "blend": "synthetic",
+            "steps": subject.warm_up + subject.steps,
+            "sequence_length": subject.sequence_length,
+            "global_batch_size": subject.micro_batches,
+            "precision": {"fp8": {"recipe": fp8} if fp8 else None},
+            "optimizer": {"lr": LR},
+            "schedule": {"shape": "constant"},
+        }
+    )
+
+
+@torch.no_grad()
+def _chunks(subject: Subject, fp8: FP8 | None) -> list[Any]:
+    """The model with random weights: products normal, norms 1, biases 0."""
+    options = BuildOptions(torch.bfloat16, subject.shape.padded_vocab_size(MULTIPLE), fp8=fp8)
+    chunks = build_chunks(subject.shape, options)
+    torch.manual_seed(1)
+    for name, parameter in chunks[0].named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(std=INIT_STD)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return chunks
+
+
+def _batches(subject: Subject, step: int) -> list[MicroBatch]:
+    """Each window is one document; the windows of a micro-batch lie end to end."""
+    device = this_device().torch_device
+    length, count = subject.sequence_length, subject.micro_batch_size
+    bounds = torch.arange(0, (count + 1) * length, length, dtype=torch.int32, device=device)
+    weights = torch.ones(1, count * length, device=device)
+    return [
+        MicroBatch(
+            inputs=tokens[:, :-1].reshape(1, -1),
+            labels=tokens[:, 1:].reshape(1, -1),
+            loss_weights=weights,
+            cu_seqlens=bounds,
+            longest=length,
+            sources=(0,) * count,
+        )
+        for tokens in subject.tokens(step)
+    ]

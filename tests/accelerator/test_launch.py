@@ -1,0 +1,97 @@
+"""Local processes: what they are told, and how they end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_soaes.accelerator import launch as launching
+from megatron_soaes.accelerator.launch import free_port, launch
+
+RANK = "tests.accelerator.rank"
+
+
+def run(folder: Path, *behaviours: str) -> int:
+    return launch(RANK, [str(folder), *behaviours], len(behaviours), folder / "logs")
+
+
+def environment(folder: Path, rank: int) -> dict[str, str]:
+    lines = (folder / f"environment{rank}").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_all_ranks_succeed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "0", "0") == 0
+    assert capfd.readouterr().out == "this is rank 0\n"
+    assert (tmp_path / "logs" / "rank1.log").read_text() == "this is rank 1\n"
+    assert not (tmp_path / "logs" / "rank0.log").exists()
+
+
+def test_ranks_know_who_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    run(tmp_path, "0", "0")
+    first, second = environment(tmp_path, 0), environment(tmp_path, 1)
+    assert (first["RANK"], second["RANK"]) == ("0", "1")
+    assert (first["LOCAL_RANK"], second["LOCAL_RANK"]) == ("0", "1")
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"):
+        assert first[name] == second[name]
+    assert first["WORLD_SIZE"] == "2"
+    assert first["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_wanted_number_of_threads_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    run(tmp_path, "0")
+    assert environment(tmp_path, 0)["OMP_NUM_THREADS"] == "7"
+
+
+@pytest.mark.parametrize("behaviours", [("75", "0"), ("0", "75"), ("75", "75")])
+def test_an_exit_code_is_passed_on(tmp_path: Path, behaviours: tuple[str, ...]) -> None:
+    assert run(tmp_path, *behaviours) == 75
+
+
+@pytest.mark.parametrize("behaviours", [("3", "sleep"), ("sleep", "3"), ("3", "listen")])
+def test_the_first_failure_ends_the_others(tmp_path: Path, behaviours: tuple[str, ...]) -> None:
+    """A rank that dies of the SIGTERM, or ends well on it, does not hide the cause."""
+    assert run(tmp_path, *behaviours) == 3
+
+
+def test_a_rank_that_does_not_listen_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "GRACE_S", 0.2)
+    assert run(tmp_path, "2", "deaf") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_death_by_signal_is_128_more(tmp_path: Path, number: signal.Signals) -> None:
+    assert run(tmp_path, "sleep", f"signal{number.value}") == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_reaches_every_rank(tmp_path: Path, number: signal.Signals) -> None:
+    def send_when_ready() -> None:
+        while not all((tmp_path / f"ready{rank}").exists() for rank in (0, 1)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    sender = threading.Thread(target=send_when_ready)
+    sender.start()
+    assert run(tmp_path, "listen", "listen") == 0
+    sender.join()
+    assert [(tmp_path / f"signal{rank}").read_text() for rank in (0, 1)] == [str(int(number))] * 2
+    assert signal.getsignal(number) is before
+
+
+def test_a_free_port_is_free() -> None:
+    assert free_port() != free_port()
+    assert free_port() > 1023

@@ -1,0 +1,84 @@
+"""The loss curve of a short training run, on this process's device, in a given arithmetic.
+
+`python -m tests.gpu.curve HF_DIR CHECKPOINT STEPS` prints the one in fp32 as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from megatron.core.models.gpt import GPTModel
+
+from megatron_soaes.accelerator.groups import (
+    Rendezvous,
+    model_parallel,
+    process_group,
+    seed_step,
+)
+from megatron_soaes.recipe.schema import Layout, ModelSource, TrainingStage
+from megatron_soaes.recipe.shapes import read_shape
+from megatron_soaes.training.engine import build_engine, build_options, load_model
+from megatron_soaes.training.step import train_step
+from tests.gpu.material import MULTIPLE, learnable_batch
+
+STEPS = 30
+SAMPLES = 4
+LENGTH = 256
+
+
+def train(
+    hf_dir: Path, checkpoint: Path, precision: dict[str, Any], steps: int = STEPS
+) -> tuple[list[float], GPTModel]:
+    """Losses of `steps` steps from `checkpoint`, and the trained model (groups must be active)."""
+    shape = read_shape(hf_dir / "config.json")
+    stage = TrainingStage.model_validate(
+        {
+            "name": "curve",
+            "blend": "synthetic",
+            "steps": steps,
+            "sequence_length": LENGTH,
+            "global_batch_size": SAMPLES,
+            "precision": precision,
+            "optimizer": {"lr": 1e-3},
+            "schedule": {"shape": "constant"},
+        }
+    )
+    source = ModelSource(source=hf_dir, vocab_size_multiple=MULTIPLE)
+    options = build_options(shape, source, Layout(), stage.precision)
+    engine = build_engine(shape, load_model(shape, options, checkpoint), stage)
+    losses = []
+    for step in range(1, steps + 1):
+        seed_step(1234, step)
+        batches = learnable_batch(step, SAMPLES, LENGTH)
+        losses.append(train_step(engine, batches, SAMPLES, False).loss)
+    return losses, engine.chunks[0]
+
+
+def cpu_curve(hf_dir: Path, checkpoint: Path, steps: int = STEPS) -> list[float]:
+    """The same in fp32 on the CPU, by the same code in a process that sees no GPU."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.curve", str(hf_dir), str(checkpoint), str(steps)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    losses: list[float] = json.loads(result.stdout.splitlines()[-1])
+    return losses
+
+
+def main() -> None:
+    hf_dir, checkpoint, steps = sys.argv[1:]
+    with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
+        losses, _ = train(Path(hf_dir), Path(checkpoint), {"dtype": "fp32"}, int(steps))
+    print(json.dumps(losses))
+
+
+if __name__ == "__main__":
+    main()

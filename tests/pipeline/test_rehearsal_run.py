@@ -1,0 +1,155 @@
+"""The demo at reduced size: the example recipes, run by the real command on real processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from data_prep.rehearsal.make import Options, make
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SMALL = Options(
+    general_megabytes=0.3,
+    companies=4,
+    regulations=2,
+    domain_tokens=30_000,
+    domain_valid=40,
+    dialogues=30,
+    dialogues_valid=5,
+    questions_per_fact=3,
+    vocab_size=1024,
+)
+BASE = ["pretrain.steps=4", "schedule.warmup_steps=1", "validation.batches=2"]
+RUN = ["cpt.steps=12", "schedule.warmup_steps=2", "validation.every=6", "validation.batches=2"]
+
+
+def soaes(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "megatron_soaes", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A copy of the examples beside a small corpus, laid out as in the repository."""
+
+    root: Path
+    output: str
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "examples/rehearsal/recipe.yaml"
+
+    @property
+    def run_folder(self) -> Path:
+        return self.root / "build/demo/run"
+
+    def manifest(self, stage: str) -> dict[str, object]:
+        content: dict[str, object] = json.loads(
+            (self.run_folder / stage / "manifest.json").read_text(encoding="utf-8")
+        )
+        return content
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    root = tmp_path_factory.mktemp("demo")
+    shutil.copytree(EXAMPLES / "rehearsal", root / "examples/rehearsal")
+    make(root / "build/demo/corpus", 3, SMALL, workers=1)
+    base = soaes("run", root / "examples/rehearsal/base.yaml", *BASE)
+    assert base.returncode == 0, base.stdout + base.stderr
+    run = soaes("run", root / "examples/rehearsal/recipe.yaml", *RUN)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return Demo(root, run.stdout)
+
+
+def test_every_stage_is_recorded(demo: Demo) -> None:
+    cpt = demo.manifest("cpt")
+    assert cpt["processes"] == 2
+    assert set(cpt["inputs"]) >= {"start", "data/domain.bin", "data/general.idx"}  # type: ignore[call-overload]
+    assert cpt["outputs"]["checkpoints"]["files"]["latest_checkpointed_iteration.txt"] == 3  # type: ignore[index]
+    records = (demo.run_folder / "cpt/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in records]
+    assert [r["step"] for r in steps if "loss" in r] == list(range(1, 13))
+    assert {"domain_valid", "general_valid"} == set(steps[-1]["validation"])
+
+
+def test_the_domain_was_learnt_and_the_table_says_so(demo: Demo) -> None:
+    metrics = demo.manifest("evaluation")["metrics"]
+    before, after = metrics["import"]["domain_valid"], metrics["cpt"]["domain_valid"]  # type: ignore[index]
+    assert after["perplexity"] < 0.8 * before["perplexity"]
+    assert f"{after['perplexity']:.4g} ({after['loss']:.3f})" in demo.output
+    assert "evaluation: held-out perplexity" in demo.output
+
+
+def test_the_export_loads_in_transformers_with_the_trained_weights(demo: Demo) -> None:
+    base = transformers.AutoModelForCausalLM.from_pretrained(demo.root / "build/demo/base/hf/hf")
+    trained = transformers.AutoModelForCausalLM.from_pretrained(demo.run_folder / "hf/hf")
+    assert trained.config.vocab_size == base.config.vocab_size
+    assert not torch.equal(trained.model.norm.weight, base.model.norm.weight)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo.run_folder / "hf/hf")
+    assert tokenizer.eos_token == "<|endoftext|>"
+
+
+def test_a_second_run_does_nothing(demo: Demo) -> None:
+    again = soaes("run", demo.recipe, *RUN)
+    assert again.returncode == 0
+    assert again.stdout.count("unchanged, skipped") == 8
+    assert "runs" not in again.stdout
+
+
+def test_another_layout_is_not_another_stage(demo: Demo) -> None:
+    again = soaes("run", demo.recipe, *RUN, "models.target.layout={data_parallel: 2}")
+    assert again.returncode == 0
+    assert "cpt: unchanged, skipped" in again.stdout
+
+
+def test_a_gate_that_does_not_hold_stops_the_run_with_the_numbers(demo: Demo) -> None:
+    gated = soaes("run", demo.recipe, *RUN, "cpt.gates=['validation.domain_valid.loss <= 0.1']")
+    assert gated.returncode == 2
+    loss = demo.manifest("cpt")["metrics"]["validation"]["domain_valid"]["loss"]  # type: ignore[index]
+    assert f"validation.domain_valid.loss = {loss:.6g}" in gated.stderr
+    assert "evaluation" not in gated.stdout
+
+
+def test_changed_settings_run_again_survive_a_stop_and_keep_the_old_results(demo: Demo) -> None:
+    changed = [*RUN, "cpt.steps=200", "cpt.checkpoints.every=100", "cpt.lr=1e-3"]
+    command = [sys.executable, "-m", "megatron_soaes", "run", str(demo.recipe), *changed]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        metrics = demo.run_folder / "cpt/metrics.jsonl"
+        _wait_until(lambda: metrics.exists() and metrics.read_text().count('"loss": ') > 5, process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert "changed settings: optimizer, steps" in output
+    assert "stopped after step" in output
+    assert "same command goes on" in output
+    kept = list((demo.run_folder / "superseded").glob("cpt-*/manifest.json"))
+    assert len(kept) == 1
+
+    reached = int(
+        (demo.run_folder / "cpt/checkpoints/latest_checkpointed_iteration.txt").read_text()
+    )
+    assert 5 < reached < 200
+    went_on = soaes("run", demo.recipe, *changed, "cpt.log_every=1000")
+    assert went_on.returncode == 0, went_on.stdout + went_on.stderr
+    assert "cpt: goes on" in went_on.stdout
+    assert f"cpt goes on after step {reached}" in went_on.stdout
+    assert "evaluation: runs again (changed inputs: checkpoint/cpt)" in went_on.stdout
+
+
+def _wait_until(condition: object, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        if condition():  # type: ignore[operator]
+            return
+        time.sleep(0.1)
+    pytest.fail("the run ended before it was stopped")
