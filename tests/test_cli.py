@@ -65,7 +65,10 @@ def test_a_bad_model_is_refused_with_code_2_and_nothing_is_left(tmp_path: Path) 
 def test_recipe_show_and_check(tmp_path: Path) -> None:
     make_model(tmp_path / "hf")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("{version: 1, name: r, workdir: w, models: {target: {source: hf}}}")
+    recipe.write_text(
+        "{version: 1, name: r, workdir: w, models: {target: {source: hf}}, "
+        "stages: [{name: hf, kind: export}]}"
+    )
     shown = soaes("recipe", "show", recipe, "seed=5")
     assert "seed: 5" in shown.stdout
     checked = soaes("recipe", "check", recipe)

@@ -108,7 +108,8 @@ def test_a_second_run_does_nothing(demo: Demo) -> None:
 
 
 def test_another_layout_is_not_another_stage(demo: Demo) -> None:
-    again = soaes("run", demo.recipe, *RUN, "models.target.layout={data_parallel: 2}")
+    other = ["models.target.layout={data_parallel: 2}", "cpt.micro_batch_size=2"]
+    again = soaes("run", demo.recipe, *RUN, *other)
     assert again.returncode == 0
     assert "cpt: unchanged, skipped" in again.stdout
 
