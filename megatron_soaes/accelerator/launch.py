@@ -88,8 +88,8 @@ def _start(
 def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
     deadline: float | None = None
     result = 0
-    while any(worker.poll() is None for worker in workers):
-        failed = [w.returncode for w in workers if w.returncode not in (None, 0)]
+    while None in (codes := [worker.poll() for worker in workers]):
+        failed = [code for code in codes if code]
         if failed and deadline is None:
             result = failed[0]
             deadline = time.monotonic() + GRACE_S

@@ -14,6 +14,9 @@ from types import FrameType
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 
+WAITING = ("listen", "sleep", "deaf")
+"""Behaviours of ranks that stay until they are ended, and leave a file when nobody does."""
+
 
 def main(folder: Path, behaviours: list[str]) -> None:
     rank = int(os.environ["RANK"])
@@ -26,18 +29,15 @@ def main(folder: Path, behaviours: list[str]) -> None:
         (folder / f"signal{rank}").write_text(str(number))
         sys.exit(0)
 
-    if behaviour == "listen":
-        for number in (signal.SIGUSR1, signal.SIGTERM):
-            signal.signal(number, note)
+    if behaviour in WAITING:
+        if behaviour == "listen":
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                signal.signal(number, note)
+        elif behaviour == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         (folder / f"ready{rank}").touch()
-        time.sleep(60)
-    elif behaviour == "sleep":
-        (folder / f"ready{rank}").touch()
-        time.sleep(60)
-    elif behaviour == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        (folder / f"ready{rank}").touch()
-        time.sleep(60)
+        time.sleep(30)
+        (folder / f"forgotten{rank}").touch()
     elif behaviour.startswith("signal"):
         wait_for_others(folder, behaviours)
         os.kill(os.getpid(), int(behaviour.removeprefix("signal")))
@@ -48,7 +48,7 @@ def main(folder: Path, behaviours: list[str]) -> None:
 
 def wait_for_others(folder: Path, behaviours: list[str]) -> None:
     """Until those that only wait are there."""
-    waiting = [i for i, b in enumerate(behaviours) if b in ("listen", "sleep", "deaf")]
+    waiting = [i for i, b in enumerate(behaviours) if b in WAITING]
     while not all((folder / f"ready{i}").exists() for i in waiting):
         time.sleep(0.01)
 

@@ -105,7 +105,9 @@ def test_a_saved_state_goes_on_as_it_was() -> None:
 
 def test_what_it_does_not_do_is_refused() -> None:
     with pytest.raises(ValueError, match="decoupled"):
-        AdamW(parameters(), 0.1, 0.0, (0.9, 0.95), 1e-8, adam_w_mode=False)
+        AdamW(
+            parameters(), lr=0.1, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8, adam_w_mode=False
+        )
     with pytest.raises(ValueError, match="closures"):
         make(parameters()).step(lambda: 0.0)
 

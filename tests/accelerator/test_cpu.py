@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,17 @@ def test_the_meta_device_still_makes_meta_tensors(name: str) -> None:
     with torch.device("meta"):
         assert FACTORIES[name](None).device.type == "meta"
     assert FACTORIES[name](None).device.type == "cpu"
+
+
+def test_the_meta_device_works_in_a_process_that_never_used_it_before() -> None:
+    program = (
+        "import torch; from megatron_soaes.accelerator import cpu; cpu.install()\n"
+        "with torch.device('meta'): print(torch.zeros(1).device, torch.arange(2).device)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["meta", "meta"]
 
 
 def test_a_model_built_on_meta_holds_no_memory() -> None:

@@ -17,7 +17,9 @@ RANK = "tests.accelerator.rank"
 
 
 def run(folder: Path, *behaviours: str) -> int:
-    return launch(RANK, [str(folder), *behaviours], len(behaviours), folder / "logs")
+    code = launch(RANK, [str(folder), *behaviours], len(behaviours), folder / "logs")
+    assert not list(folder.glob("forgotten*")), "a rank was left to itself"
+    return code
 
 
 def environment(folder: Path, rank: int) -> dict[str, str]:

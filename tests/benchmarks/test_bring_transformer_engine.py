@@ -58,6 +58,45 @@ def test_the_parts_become_the_files_again(tmp_path: Path, wheels: Path, packed: 
         assert (tmp_path / "joined" / name).read_bytes() == (wheels / name).read_bytes()
 
 
+RECORDER = """#!/usr/bin/env bash
+# Stands for the node's Python: says yes to every question and records what it is asked to install.
+if [[ $1 == -m ]]; then
+    echo "arch=$NVTE_CUDA_ARCHS force=$NVTE_PYTORCH_FORCE_BUILD cudnn=$CUDNN_PATH $*" >>"$RECORD"
+    ls "$(dirname "${@: -1}")" >>"$RECORD"
+fi
+"""
+
+
+def test_the_node_installs_whole_files_and_builds_for_hopper(
+    tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (wheels / "transformer_engine_torch-1.tar.gz").write_bytes(b"source")
+    assert bring("pack", tmp_path / "p", "--wheels", wheels, "--limit", "1K").returncode == 0
+    for name in ("python", "cuda/bin/nvcc", "cudnn/include/cudnn.h"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(RECORDER, encoding="utf-8")
+        file.chmod(0o755)
+    record = tmp_path / "record"
+    monkeypatch.setenv("PYTHON", str(tmp_path / "python"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    monkeypatch.setenv("CUDNN_PATH", str(tmp_path / "cudnn"))
+    monkeypatch.setenv("RECORD", str(record))
+    monkeypatch.delenv("NVTE_CUDA_ARCHS", raising=False)
+    result = bring("install", tmp_path / "p", "--target", tmp_path / "t")
+    assert result.returncode == 0, result.stderr
+    assert f"Keep {tmp_path / 't'} on PYTHONPATH" in result.stdout
+    lines = record.read_text(encoding="utf-8").splitlines()
+    wheels_step, build_step = (line for line in lines if "pip install" in line)
+    assert "core-1.whl" in wheels_step
+    assert "part-" not in record.read_text(encoding="utf-8")
+    assert f"arch=90 force=TRUE cudnn={tmp_path / 'cudnn'}" in build_step
+    for step in (wheels_step, build_step):
+        assert f"--no-deps --no-index --quiet --target {tmp_path / 't'}" in step
+    assert "--no-build-isolation" in build_step
+    assert build_step.endswith("transformer_engine_torch-1.tar.gz")
+
+
 @pytest.mark.parametrize("command", ["join", "install"])
 def test_a_damaged_part_is_named(tmp_path: Path, packed: Path, command: str) -> None:
     damaged = packed / "core-1.whl.part-001"

@@ -107,4 +107,4 @@ def test_bf16_logits_are_summed_in_fp32() -> None:
 def test_padding_would_count_if_it_were_left_in() -> None:
     case = CASES["a-little-padding"]
     losses = token_losses(case["logits"].clone(), case["labels"], PADDED)
-    assert (losses - reference(case)[0] > 1e-3).all()
+    assert (losses - reference(case)[0] > 1e-4).all()

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def alone(material: Path, one_process: None) -> Path:
     shutil.copytree(runs / "one-stopped", runs / "one-resumed")
     run(make_job(material, runs / "one-resumed"))
     run(make_job(material, runs / "one-bf16", **BF16))
-    often = {**BF16, "checkpoints": {"every": 2}}
+    often: dict[str, Any] = {**BF16, "checkpoints": {"every": 2}}
     with pytest.raises(RuntimeError, match="crash"):
         run(make_job(material, runs / "one-bf16-resumed", **often), meddling.crash_in(6))
     run(make_job(material, runs / "one-bf16-resumed", **often))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def loss_by_transformers(job: TrainingJob) -> float:
     return total / count
 
 
-def first_loss(material: Path, out: Path, model: str = "qwen3", **changes: object) -> float:
+def first_loss(material: Path, out: Path, model: str = "qwen3", **changes: Any) -> float:
     job = make_job(material, out, model, **changes)
     run(job, meddling.terminate_in(1))
     return Seen(out).losses[0]

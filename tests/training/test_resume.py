@@ -130,7 +130,7 @@ def test_a_declared_rate_changes_the_weights(material: Path, alone: Path, stoppe
 
 
 def test_a_declared_batch_goes_on_at_the_same_sample(material: Path, stopped: Path) -> None:
-    changes = {"global_batch_size": 2 * BATCH, "steps": 10}
+    changes: dict[str, Any] = {"global_batch_size": 2 * BATCH, "steps": 10}
     job = make_job(material, stopped, **changes, allow_changes=["global_batch_size", "blend"])
     with pytest.raises(UserError, match="steps: was 20, is 10"):
         train(job)

@@ -24,11 +24,11 @@ from tests.training.watched import Meddler, run
 DATA = Layout(data_parallel=2)
 TENSOR = Layout(tensor_parallel=2)
 SEQUENCE = Layout(tensor_parallel=2, sequence_parallel=True)
-BF16 = {"precision": {"dtype": "bf16"}, "steps": 6}
-TRACED = {"profile": {"steps": (2, 3), "ranks": [1]}}
+BF16: dict[str, Any] = {"precision": {"dtype": "bf16"}, "steps": 6}
+TRACED: dict[str, Any] = {"profile": {"steps": (2, 3), "ranks": [1]}}
 SPOILED = (2, 4, 5)
 """Steps that are not finite: one that is forgiven, then two in a row, one too many."""
-IMPATIENT = {"non_finite": {"stop_after": 2}, "checkpoints": {"every": 3}}
+IMPATIENT: dict[str, Any] = {"non_finite": {"stop_after": 2}, "checkpoints": {"every": 3}}
 
 
 class Runs:
