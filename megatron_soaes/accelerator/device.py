@@ -29,8 +29,8 @@ class Device:
 
     @property
     def has_transformer_engine(self) -> bool:
-        """Whether layers, attention and FP8 of Transformer Engine can be used."""
-        return self.is_cuda and find_spec("transformer_engine") is not None
+        """Whether Transformer Engine can be used: its binding to torch, not only its Python part."""
+        return self.is_cuda and find_spec("transformer_engine_torch") is not None
 
     def synchronize(self) -> None:
         """Wait until all work given to the device is done."""

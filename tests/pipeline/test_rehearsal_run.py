@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 
+from data_prep.rehearsal.initial_model import qwen2_config, write_initial_model
 from data_prep.rehearsal.make import Options, make
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -29,6 +30,7 @@ SMALL = Options(
     questions_per_fact=3,
     vocab_size=1024,
 )
+TINY = qwen2_config(1024, layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128)
 BASE = ["pretrain.steps=4", "schedule.warmup_steps=1", "validation.batches=2"]
 RUN = ["cpt.steps=12", "schedule.warmup_steps=2", "validation.every=6", "validation.batches=2"]
 
@@ -64,7 +66,10 @@ class Demo:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     root = tmp_path_factory.mktemp("demo")
     shutil.copytree(EXAMPLES / "rehearsal", root / "examples/rehearsal")
-    make(root / "build/demo/corpus", 3, SMALL, workers=1)
+    corpus = root / "build/demo/corpus"
+    make(corpus, 3, SMALL, workers=1)
+    shutil.rmtree(corpus / "base-init")
+    write_initial_model(corpus / "base-init", corpus / "tokenizer", TINY, seed=3)
     base = soaes("run", root / "examples/rehearsal/base.yaml", *BASE)
     assert base.returncode == 0, base.stdout + base.stderr
     run = soaes("run", root / "examples/rehearsal/recipe.yaml", *RUN)
@@ -123,7 +128,7 @@ def test_a_gate_that_does_not_hold_stops_the_run_with_the_numbers(demo: Demo) ->
 
 
 def test_changed_settings_run_again_survive_a_stop_and_keep_the_old_results(demo: Demo) -> None:
-    changed = [*RUN, "cpt.steps=200", "cpt.checkpoints.every=100", "cpt.lr=1e-3"]
+    changed = [*RUN, "cpt.steps=300", "cpt.checkpoints.every=150", "cpt.lr=1e-3"]
     command = [sys.executable, "-m", "megatron_soaes", "run", str(demo.recipe), *changed]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         _wait_until(lambda: _steps_done(demo) > 5, process)
@@ -139,7 +144,7 @@ def test_changed_settings_run_again_survive_a_stop_and_keep_the_old_results(demo
     reached = int(
         (demo.run_folder / "cpt/checkpoints/latest_checkpointed_iteration.txt").read_text()
     )
-    assert 5 < reached < 200
+    assert 5 < reached < 300
     went_on = soaes("run", demo.recipe, *changed, "cpt.log_every=1000")
     assert went_on.returncode == 0, went_on.stdout + went_on.stderr
     assert "cpt: goes on" in went_on.stdout
