@@ -29,7 +29,7 @@ class Device:
 
     @property
     def has_transformer_engine(self) -> bool:
-        """Whether Transformer Engine can be used: its binding to torch, not only its Python part."""
+        """Whether Transformer Engine can be used; its Python part alone is not enough."""
         return self.is_cuda and find_spec("transformer_engine_torch") is not None
 
     def synchronize(self) -> None:
