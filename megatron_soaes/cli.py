@@ -20,7 +20,9 @@ app = typer.Typer(
 recipe_app = typer.Typer(help="Show, check and document recipes.", no_args_is_help=True)
 export_app = typer.Typer(help="Write checkpoints in other formats.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
+checkpoint_app = typer.Typer(help="Look into, check and rewrite checkpoints.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 Overrides = Annotated[
@@ -89,18 +91,46 @@ def schema() -> None:
 
 @app.command("import")
 def import_(
-    hf_dir: Annotated[Path, typer.Argument(help="HF directory: config, safetensors, tokenizer.")],
+    source: Annotated[
+        Path, typer.Argument(help="HF directory, or a Megatron-LM torch_dist checkpoint.")
+    ],
     out: Annotated[Path, typer.Argument(help="New folder for the Megatron checkpoint.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="HF tokenizer folder; for Megatron-LM checkpoints.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; by default as stored.")] = None,
 ) -> None:
-    """Convert an HF model to a Megatron checkpoint and prove that both give the same logits."""
+    """Convert a model to a Megatron checkpoint; transformers must give the same logits."""
     quiet_libraries()
-    from megatron_soaes.checkpoint.import_hf import import_hf
+    from megatron_soaes.checkpoint.import_megatron import import_model
     from megatron_soaes.models.build import dtype_named
 
-    report = import_hf(hf_dir, out, dtype=dtype_named(dtype) if dtype else None)
+    wanted = dtype_named(dtype) if dtype else None
+    report = import_model(source, out, tokenizer=tokenizer, dtype=wanted)
     typer.echo(f"{report.tensors} tensors, {report.bytes:,} bytes -> {report.checkpoint}")
+    for skipped in report.skipped:
+        typer.echo(f"left behind: {skipped}")
     typer.echo(str(report.parity))
+
+
+@app.command()
+def adopt(
+    megatron_dir: Annotated[Path, typer.Argument(help="Checkpoints of a Megatron-LM run.")],
+    data: Annotated[
+        list[Path], typer.Option(help="Prefix of a .bin/.idx pair; once for each dataset.")
+    ],
+    tokenizer: Annotated[Path, typer.Option(help="HF tokenizer folder of the run.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the recipe that goes on with the model of a Megatron-LM run."""
+    quiet_libraries()
+    from megatron_soaes.pipeline.adopt import adopt as adopt_run
+
+    adoption = adopt_run(megatron_dir, data, tokenizer, out, overrides or [])
+    typer.echo(f"iteration {adoption.iteration}, {adoption.steps} steps to go -> {adoption.recipe}")
+    for difference in adoption.differences:
+        typer.echo(f"- {difference}")
 
 
 @export_app.command("hf")
@@ -116,6 +146,59 @@ def export_hf_(
     report = export_hf(checkpoint, out, iteration=iteration)
     typer.echo(f"{report.tensors} tensors, {report.bytes:,} bytes -> {report.directory}")
     typer.echo(str(report.parity))
+
+
+CheckpointPath = Annotated[
+    Path, typer.Argument(help="A run's checkpoints folder, or one iter_ folder in it.")
+]
+Iteration = Annotated[int | None, typer.Option(help="By default the newest.")]
+
+
+@checkpoint_app.command("show")
+def show_checkpoint(checkpoint: CheckpointPath, iteration: Iteration = None) -> None:
+    """Print a checkpoint's tensors, sizes, training state, layout and versions."""
+    quiet_libraries()
+    from megatron_soaes.checkpoint.show import show as contents
+
+    typer.echo(str(contents(checkpoint, iteration)))
+
+
+@checkpoint_app.command()
+def verify(checkpoint: CheckpointPath, iteration: Iteration = None) -> None:
+    """Check that a checkpoint is what was saved, by its checksums and its structure."""
+    quiet_libraries()
+    from megatron_soaes.checkpoint.verify import verify as verify_checkpoint
+
+    report = verify_checkpoint(checkpoint, iteration)
+    typer.echo(str(report))
+    if report.damages:
+        raise typer.Exit(ExitCode.BAD_INPUT)
+
+
+@checkpoint_app.command()
+def reshard(
+    checkpoint: CheckpointPath,
+    out: Annotated[Path, typer.Argument(help="New folder for the rewritten checkpoint.")],
+    *,
+    iteration: Iteration = None,
+    weights_only: Annotated[bool, typer.Option(help="Leave the optimizer state out.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; with --weights-only.")] = None,
+    file_bytes: Annotated[int, typer.Option(help="About the size of each file.")] = 4 * 2**30,
+) -> None:
+    """Rewrite a checkpoint with other files, without its optimizer state, or in another dtype."""
+    quiet_libraries()
+    from megatron_soaes.checkpoint.reshard import reshard as rewrite
+    from megatron_soaes.models.build import dtype_named
+
+    report = rewrite(
+        checkpoint,
+        out,
+        iteration=iteration,
+        weights_only=weights_only,
+        dtype=dtype_named(dtype) if dtype else None,
+        file_bytes=file_bytes,
+    )
+    typer.echo(f"{report.files} shard files, {report.bytes:,} bytes -> {report.directory}")
 
 
 def main() -> None:

@@ -3,11 +3,17 @@
 ROOT/latest_checkpointed_iteration.txt   the newest complete iteration, as a number
 ROOT/iter_0000100/                       one torch_dist checkpoint, and trainer_state.json
 ROOT/hf/                                 config.json, tokenizer, generation config of the model
+
+What is not complete yet, or not any more, has a name that begins with a dot and ends with a token
+of its own: `.iter_0000100.tmp-1f2e3d4c`. A process that outlives its run may go on writing there;
+no later run uses that name.
 """
 
 from __future__ import annotations
 
-import os
+import re
+import secrets
+import shutil
 from pathlib import Path
 
 from megatron_soaes import files
@@ -15,6 +21,8 @@ from megatron_soaes.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 HF_FILES = "hf"
+PARTS = ("metadata.json", ".metadata", "common.pt")
+"""Files that every torch_dist checkpoint has beside its shards."""
 
 
 def iteration_directory(root: Path, iteration: int) -> Path:
@@ -50,17 +58,72 @@ def require_iteration(root: Path, iteration: int | None = None) -> int:
     return found
 
 
+def iterations(root: Path) -> list[int]:
+    """All iterations that have a folder under `root`, oldest first."""
+    if not root.is_dir():
+        return []
+    matches = (re.fullmatch(r"iter_(\d{7,})", path.name) for path in root.iterdir())
+    return sorted(int(match.group(1)) for match in matches if match)
+
+
+def resolve(path: Path, iteration: int | None = None) -> Path:
+    """The folder of one checkpoint: `path` itself, or an iteration (the newest) of a root."""
+    if iteration is None and any((path / name).is_file() for name in PARTS):
+        return path
+    return iteration_directory(path, require_iteration(path, iteration))
+
+
+def new_token() -> str:
+    """A suffix that no other process has used."""
+    return secrets.token_hex(4)
+
+
+def temporary_directory(root: Path, iteration: int, token: str) -> Path:
+    """Where an iteration is written before it is complete; all ranks must use one token."""
+    return root / f".{iteration_directory(root, iteration).name}.tmp-{token}"
+
+
 def publish_iteration(root: Path, temporary: Path, iteration: int) -> None:
     """Make a complete checkpoint in `temporary` the newest one: flush, rename, move the pointer."""
     files.publish_directory(temporary, iteration_directory(root, iteration))
+    move_pointer(root, iteration)
+
+
+def move_pointer(root: Path, iteration: int) -> None:
+    """Say that `iteration` is the newest complete one."""
     files.write_text(root / TRACKER, f"{iteration}\n")
 
 
-def temporary_directory(root: Path, iteration: int) -> Path:
-    """Where an iteration is written before it is complete; the same name on every rank."""
-    return root / f".{iteration_directory(root, iteration).name}.tmp"
+def discard_iteration(root: Path, iteration: int) -> None:
+    """Remove an iteration's checkpoint, if there is one; it is gone before its files are."""
+    folder = iteration_directory(root, iteration)
+    if folder.exists():
+        trash = folder.with_name(f".{folder.name}.trash-{new_token()}")
+        folder.rename(trash)
+        files.fsync_directory(root)
+        shutil.rmtree(trash)
 
 
-def is_empty(root: Path) -> bool:
-    """Whether nothing was ever saved under `root`."""
-    return not root.exists() or not any(os.scandir(root))
+def remove_leftovers(root: Path) -> list[Path]:
+    """Remove what dead runs left unfinished under `root`; returns what it was.
+
+    One run at a time saves into a folder, so whoever starts may take all of it for dead. A process
+    of the dead run that still writes there fails, or keeps an empty folder for the next start.
+    """
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if re.fullmatch(r"\..+\.(tmp|trash)-\w+", path.name)]
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def carry_hf_files(source: Path, root: Path) -> None:
+    """Copy the model's configuration and tokenizer from another checkpoint root, if not there."""
+    target = root / HF_FILES
+    if not target.exists():
+        with files.atomic_directory(target) as temporary:
+            shutil.copytree(source / HF_FILES, temporary, dirs_exist_ok=True)

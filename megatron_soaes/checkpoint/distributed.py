@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_soaes.accelerator.groups import world_rank
+from megatron_soaes.accelerator.arrival import DEADLINE_S, Arrivals
+from megatron_soaes.accelerator.safe_pickle import read_common, read_metadata
 from megatron_soaes.checkpoint import directory
 from megatron_soaes.checkpoint.trainer_state import TrainerState
 from megatron_soaes.errors import UserError
@@ -47,63 +47,64 @@ def _model_states(chunks: Sequence[GPTModel], metadata: dict[str, Any]) -> dict[
     }
 
 
-def save(
-    root: Path,
+def plan_save(
+    temporary: Path,
     chunks: Sequence[GPTModel],
     optimizer: MegatronOptimizer,
     state: TrainerState,
-    model_arguments: Mapping[str, Any],
-) -> Path:
-    """Write `state.iteration` under `root` so that it appears whole (collective).
+    arguments: argparse.Namespace,
+) -> AsyncRequest:
+    """Agree which rank writes what into `temporary`, and write `common.pt` (collective).
 
-    All ranks write their shards into a temporary folder; rank 0 adds the trainer state, flushes
-    everything to the disk, renames the folder and then moves the pointer. A checkpoint up to the
-    one that the pointer names is never written over (FileExistsError).
+    The request holds the writing of this rank's shards, to be done anywhere, and what must then be
+    called on all ranks to complete the checkpoint.
     """
-    final = directory.iteration_directory(root, state.iteration)
-    temporary = directory.temporary_directory(root, state.iteration)
-    if world_rank() == 0:
-        newest = directory.latest_iteration(root)
-        if newest is not None and newest >= state.iteration:
-            raise FileExistsError(final)
-        # Left by a crash before the pointer moved, or by a user who moved it back: done anew.
-        shutil.rmtree(final, ignore_errors=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    torch.distributed.barrier()
     metadata = _sharding_metadata()
     content = _model_states(chunks, metadata)
     content["optimizer"] = optimizer.sharded_state_dict(content, metadata=metadata)
     content |= {
-        "args": argparse.Namespace(**model_arguments),
+        "args": arguments,
         "checkpoint_version": CHECKPOINT_VERSION,
         "iteration": state.iteration,
         "opt_param_scheduler": state.schedule,
     }
-    dist_checkpointing.save(content, str(temporary), content_metadata=_content_metadata())
-    if world_rank() == 0:
-        state.write(temporary)
-        directory.publish_iteration(root, temporary, state.iteration)
-    torch.distributed.barrier()
-    return final
+    return dist_checkpointing.save(
+        content, str(temporary), content_metadata=_content_metadata(), async_sharded_save=True
+    )
 
 
-def load_weights(root: Path, iteration: int, chunks: Sequence[GPTModel]) -> None:
-    """Fill the model with the weights of a checkpoint saved in any layout (collective)."""
-    metadata = _sharding_metadata()
-    content = _load(root, iteration, _model_states(chunks, metadata))
+def load_weights(
+    root: Path, iteration: int, chunks: Sequence[GPTModel], deadline_s: float = DEADLINE_S
+) -> None:
+    """Fill the model with the weights of a checkpoint saved in any layout (collective).
+
+    Raises UserError for a checkpoint that is damaged, unsafe or of another model, and
+    MissingRanksError or RankFailedError when other ranks do not come along.
+    """
+    where = directory.iteration_directory(root, iteration)
+    arrivals = _meet_before_load(where, deadline_s)
+    content = _load(where, _model_states(chunks, _sharding_metadata()), arrivals)
     _fill(chunks, content)
 
 
 def load(
-    root: Path, iteration: int, chunks: Sequence[GPTModel], optimizer: MegatronOptimizer
+    root: Path,
+    iteration: int,
+    chunks: Sequence[GPTModel],
+    optimizer: MegatronOptimizer,
+    deadline_s: float = DEADLINE_S,
 ) -> TrainerState:
-    """Fill model and optimizer with a training checkpoint saved in any layout (collective)."""
-    state = TrainerState.read(directory.iteration_directory(root, iteration))
+    """Fill model and optimizer with a training checkpoint saved in any layout (collective).
+
+    Raises what `load_weights` raises.
+    """
+    where = directory.iteration_directory(root, iteration)
+    arrivals = _meet_before_load(where, deadline_s)
+    state = TrainerState.read(where)
     metadata = _sharding_metadata()
     wanted = _model_states(chunks, metadata)
     wanted["optimizer"] = optimizer.sharded_state_dict(wanted, is_loading=True, metadata=metadata)
-    content = _load(root, iteration, wanted)
+    content = _load(where, wanted, arrivals)
     _fill(chunks, content)
     # Moments and step count come from the checkpoint, hyper-parameters from the recipe: whether
     # they may differ was for the caller to decide, and must not be undone by the file.
@@ -118,26 +119,39 @@ def _hyper_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name not in ("params", "step")}
 
 
-def _load(root: Path, iteration: int, wanted: dict[str, Any]) -> dict[str, Any]:
-    where = directory.iteration_directory(root, iteration)
-    try:
-        # The core calls a tensor "unexpected" when we ask for it and the checkpoint has none.
-        content, _, missing = dist_checkpointing.load(
-            wanted, str(where), strict=StrictHandling.RETURN_UNEXPECTED
-        )
-    # A failed read raises CheckpointException, which derives from BaseException.
-    except CheckpointException as error:
-        raise UserError(
-            where, f"a checkpoint that cannot be read ({error})", "complete, undamaged shards",
-            f"Point {directory.TRACKER} at an older iteration.",
-        ) from error  # fmt: skip
-    # Extra states are empty without FP8, and absent from checkpoints written without it.
-    missing = {key for key in missing if "_extra_state" not in key}
-    if missing:
-        raise UserError(
-            where, f"no tensor {sorted(missing)[0]} (and {len(missing) - 1} more)",
-            "every tensor of the model", "Is this the checkpoint of another model?",
-        )  # fmt: skip
+def _meet_before_load(where: Path, deadline_s: float) -> Arrivals:
+    """Meet once every rank has opened the pickles, which Megatron-Core would open unasked."""
+    arrivals = Arrivals(deadline_s)
+    with arrivals.together(f"loading {where}"):
+        read_common(where / "common.pt")
+        read_metadata(where / ".metadata")
+    return arrivals
+
+
+def _load(where: Path, wanted: dict[str, Any], arrivals: Arrivals) -> dict[str, Any]:
+    with arrivals.together(f"end of loading {where}"):
+        try:
+            # The core calls a tensor "unexpected" when we ask for it and the checkpoint has none.
+            content, _, missing = dist_checkpointing.load(
+                wanted, str(where), strict=StrictHandling.RETURN_UNEXPECTED
+            )
+        # A failed read raises CheckpointException, which derives from BaseException.
+        except CheckpointException as error:
+            causes = [cause for cause, _ in error.failures.values()]
+            refused = next((cause for cause in causes if isinstance(cause, UserError)), None)
+            raise refused or UserError(
+                where, f"a checkpoint that cannot be read ({causes[0]})",
+                "complete, undamaged shards",
+                f"`soaes checkpoint verify` names the damage. Point {directory.TRACKER} at an "
+                "older iteration.",
+            ) from error  # fmt: skip
+        # Extra states are empty without FP8, and absent from checkpoints written without it.
+        missing = {key for key in missing if "_extra_state" not in key}
+        if missing:
+            raise UserError(
+                where, f"no tensor {sorted(missing)[0]} (and {len(missing) - 1} more)",
+                "every tensor of the model", "Is this the checkpoint of another model?",
+            )  # fmt: skip
     return dict(content)
 
 

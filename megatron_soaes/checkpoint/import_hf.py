@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from megatron_soaes import files
 from megatron_soaes.checkpoint.directory import HF_FILES, TRACKER, iteration_directory
-from megatron_soaes.checkpoint.distributed import CHECKPOINT_VERSION
 from megatron_soaes.checkpoint.hf_files import HFWeights, StoredTensor, copy_other_files
-from megatron_soaes.checkpoint.model_weights import Progress
+from megatron_soaes.checkpoint.model_weights import Progress, write_weights
 from megatron_soaes.checkpoint.parity import ParityReport, check_parity
-from megatron_soaes.checkpoint.torch_dist import TorchDistWriter
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import weight_table
 from megatron_soaes.models.weights import Weight, slices
@@ -66,41 +65,21 @@ def import_hf(
     table = weight_table(shape)
     skipped = _check_tensors(source, shape, table)
     dtypes = {weight.key: dtype or _common_dtype(source, shape, weight) for weight in table}
+
+    def read(weight: Weight, layer: int | None) -> Tensor:
+        parts = [source.read(name) for name in weight.hf_shapes(shape, layer)]
+        return weight.transform.join(shape, parts).to(dtypes[weight.key])
+
     with files.atomic_directory(out_root) as root:
         target = iteration_directory(root, 0)
         target.mkdir()
-        written = _copy_weights(source, target, shape, dtypes, progress)
+        written = write_weights(target, shape, read, progress)
         copy_other_files(hf_dir, root / HF_FILES)
         files.write_text(root / TRACKER, "0\n")
         parity = check_parity(hf_dir, target) if verify else None
     names = sorted({str(d).removeprefix("torch.") for d in dtypes.values()})
     tensors = len(source.tensors) - len(skipped)
     return ImportReport(out_root, tensors, written, names, skipped, parity)
-
-
-def _copy_weights(
-    source: HFWeights,
-    target: Path,
-    shape: ModelShape,
-    dtypes: dict[str, torch.dtype],
-    progress: Progress | None,
-) -> int:
-    """Write every slice of the model into `target`; returns the bytes written."""
-    common = {"iteration": 0, "checkpoint_version": CHECKPOINT_VERSION}
-    total = shape.parameters
-    done = written = 0
-    with TorchDistWriter(target, common) as checkpoint:
-        for weight, layer in slices(weight_table(shape), range(shape.layers)):
-            parts = [source.read(name) for name in weight.hf_shapes(shape, layer)]
-            tensor = weight.transform.join(shape, parts).to(dtypes[weight.key])
-            offsets = [0] * tensor.dim()
-            if layer is not None:
-                tensor, offsets = tensor.unsqueeze(0), [layer, *offsets]
-            checkpoint.write(weight.key, weight.global_shape(shape), offsets, tensor)
-            done, written = done + tensor.numel(), written + tensor.nbytes
-            if progress is not None:
-                progress(done, total)
-    return written
 
 
 def _check_tensors(source: HFWeights, shape: ModelShape, table: Sequence[Weight]) -> list[str]:

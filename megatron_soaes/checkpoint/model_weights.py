@@ -1,15 +1,17 @@
-"""A model's weights in a distributed checkpoint: do they fit its shape, and reading one of them."""
+"""A model's weights in a distributed checkpoint: do they fit, reading one, writing them all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor
 
-from megatron_soaes.checkpoint.torch_dist import TorchDistReader
+from megatron_soaes.checkpoint.distributed import CHECKPOINT_VERSION
+from megatron_soaes.checkpoint.torch_dist import TorchDistReader, TorchDistWriter
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import weight_table
-from megatron_soaes.models.weights import VOCABULARY, Weight
+from megatron_soaes.models.weights import VOCABULARY, Weight, slices
 from megatron_soaes.recipe.shapes import ModelShape
 
 Progress = Callable[[int, int], None]
@@ -57,3 +59,30 @@ def read_weight(
     if layer is None:
         return source.read_slice(weight.key, [0] * len(sizes), sizes)
     return source.read_slice(weight.key, [layer, *[0] * len(sizes)], [1, *sizes])[0]
+
+
+def write_weights(
+    target: Path,
+    shape: ModelShape,
+    weight_of: Callable[[Weight, int | None], Tensor],
+    progress: Progress | None,
+) -> int:
+    """Write a checkpoint of weights alone into the folder `target`; returns the bytes written.
+
+    `weight_of` gives one weight (of one layer, when it is stacked), shape
+    `weight.slice_shape(shape)`; one at a time is in memory.
+    """
+    done = written = 0
+    with TorchDistWriter(
+        target, {"iteration": 0, "checkpoint_version": CHECKPOINT_VERSION}
+    ) as checkpoint:
+        for weight, layer in slices(weight_table(shape), range(shape.layers)):
+            tensor = weight_of(weight, layer)
+            offsets = [0] * tensor.dim()
+            if layer is not None:
+                tensor, offsets = tensor.unsqueeze(0), [layer, *offsets]
+            checkpoint.write(weight.key, weight.global_shape(shape), offsets, tensor)
+            done, written = done + tensor.numel(), written + tensor.nbytes
+            if progress is not None:
+                progress(done, shape.parameters)
+    return written

@@ -17,11 +17,7 @@ import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import (
-    FileSystemReader,
-    FileSystemWriter,
-    _StorageInfo,
-)
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -33,6 +29,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
 
+from megatron_soaes.accelerator.safe_pickle import SafeReader
 from megatron_soaes.errors import UserError
 
 FILE_BYTES = 4 * 2**30
@@ -118,7 +115,7 @@ class TorchDistReader:
                     directory, f"no {name}", "a complete torch_dist checkpoint",
                     "Give a checkpoint that was saved to its end.",
                 )  # fmt: skip
-        self._reader = FileSystemReader(directory)
+        self._reader = SafeReader(directory)
         metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._tensors = {

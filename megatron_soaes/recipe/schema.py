@@ -116,10 +116,27 @@ class Recompute(Section):
 
 
 class Checkpointing(Section):
-    """When a training stage saves its state."""
+    """When and how a training stage saves its state, and which checkpoints it keeps."""
 
     every: PositiveInt = Field(
         100, description="Steps between checkpoints; the last step always saves."
+    )
+    asynchronous: bool = Field(
+        False,
+        description="Write in the background while training goes on; each process then holds a "
+        "second copy of its part of weights and optimizer state in main memory meanwhile.",
+    )
+    keep_last: PositiveInt | None = Field(
+        None, description="How many of the newest checkpoints are kept; by default all."
+    )
+    keep_every: PositiveInt | None = Field(
+        None, description="Checkpoints whose step is a multiple of this are kept as well."
+    )
+    deadline_s: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds the processes wait for each other in a save or a load; then the run "
+        "ends and names those that did not arrive.",
     )
 
 
@@ -150,6 +167,11 @@ class ModelSource(Section):
     """One of the two models a recipe trains."""
 
     source: Path = Field(description="HF directory: config.json, safetensors, tokenizer.")
+    weights: Path | None = Field(
+        None,
+        description="A Megatron-LM `torch_dist` checkpoint to take the weights from instead of "
+        "`source`, which then gives the tokenizer: a run's folder, or better one iteration of it.",
+    )
     config: Path | None = Field(
         None,
         description="An HF config.json to read the shape from; by default the one in `source`. "

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from megatron_soaes import files
 from megatron_soaes.accelerator.device import this_device
+from megatron_soaes.checkpoint.saver import SaveReport
 
 METRICS_FILE = "metrics.jsonl"
 GIB = 2**30
@@ -53,6 +54,23 @@ class Telemetry:
         parts = [f"{name} {figures['loss']:.4f}" for name, figures in losses.items()]
         self._console.print(
             f"  validation after step {step}: " + "  ".join(parts), markup=False, soft_wrap=True
+        )
+
+    def saved(self, report: SaveReport) -> None:
+        """A checkpoint that is complete."""
+        figures = {
+            "save_seconds": report.seconds,
+            "save_blocked_seconds": report.blocked_seconds,
+        }
+        self._write({"step": report.iteration, **figures})
+        for name, value in figures.items():
+            self._board.add_scalar(f"checkpoints/{name}", value, report.iteration)
+        deleted = ", ".join(map(str, report.deleted))
+        self._console.print(
+            f"  checkpoint {report.iteration} saved in {report.seconds:.1f} s, of which training "
+            f"waited {report.blocked_seconds:.1f} s" + (f"; deleted: {deleted}" if deleted else ""),
+            markup=False,
+            soft_wrap=True,
         )
 
     def say(self, text: str) -> None:

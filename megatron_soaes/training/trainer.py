@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch.profiler import profile, schedule, tensorboard_trace_handler
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.accelerator.groups import seed_step, world_rank
 from megatron_soaes.checkpoint import directory, distributed
+from megatron_soaes.checkpoint.megatron_arguments import megatron_arguments
+from megatron_soaes.checkpoint.saver import CheckpointSaver, SaveReport
 from megatron_soaes.checkpoint.trainer_state import (
     Identity,
     TrainerState,
@@ -91,6 +92,7 @@ class Trainer:
     def __init__(self, job: TrainingJob) -> None:
         self.job = job
         self.stop = StopSignal()
+        self.saver = CheckpointSaver(job.checkpoints, job.stage.checkpoints)
         self.engine, self.state = _restore(job)
         self._non_finite_in_a_row = 0
         self._peak_flops = job.peak_flops or measured_matmul_rate(
@@ -116,14 +118,17 @@ class Trainer:
                 result = self._step(step)
                 if profiler is not None:
                     profiler.step()
+                self._tell(self.saver.poll())
                 last = step == stage.steps
                 if (last or step % stage.validation.every == 0) and not result.stop_requested:
                     validation = self._validate(step)
                 if last or result.stop_requested or step % stage.checkpoints.every == 0:
                     self._save()
                 if result.stop_requested and not last:
+                    self._tell(self.saver.finish())
                     self._say(f"  stopped after step {step}; the state is saved")
                     return self._result(False, validation)
+        self._tell(self.saver.finish())
         return self._result(True, validation or self._validate(stage.steps))
 
     def _step(self, step: int) -> StepResult:
@@ -182,6 +187,7 @@ class Trainer:
         )
         limit = self.job.stage.non_finite.stop_after
         if self._non_finite_in_a_row >= limit:
+            self._tell(self.saver.finish())
             raise NonFiniteError(
                 f"loss or gradient was not finite in {limit} steps in a row, the last one {step}; "
                 f"no weight was changed by them. What was in the batches: {folder}"
@@ -202,17 +208,18 @@ class Trainer:
         return losses
 
     def _save(self) -> None:
-        distributed.save(
-            self.job.checkpoints,
-            self.engine.chunks,
-            self.engine.optimizer,
-            self.state,
-            {"iteration": self.state.iteration, **asdict(self.job.shape)},
-        )
         if world_rank() == 0:
-            carried = self.job.checkpoints / directory.HF_FILES
-            if not carried.exists():
-                shutil.copytree(self.job.start / directory.HF_FILES, carried)
+            directory.carry_hf_files(self.job.start, self.job.checkpoints)
+        job = self.job
+        arguments = megatron_arguments(job.shape, job.source, job.layout, job.stage, self.state)
+        self._tell(
+            self.saver.save(self.engine.chunks, self.engine.optimizer, self.state, arguments)
+        )
+
+    def _tell(self, saves: list[SaveReport]) -> None:
+        if self.telemetry:
+            for report in saves:
+                self.telemetry.saved(report)
 
     def _report(self, step: int, result: StepResult, seconds: float) -> None:
         if self.telemetry is None:
@@ -288,7 +295,13 @@ def _restore(job: TrainingJob) -> tuple[Engine, TrainerState]:
         engine = build_engine(job.shape, load_model(job.shape, options, job.start), stage)
         return engine, _fresh_state(job, identity)
     engine = build_engine(job.shape, build_chunks(job.shape, options), stage)
-    state = distributed.load(job.checkpoints, iteration, engine.chunks, engine.optimizer)
+    state = distributed.load(
+        job.checkpoints,
+        iteration,
+        engine.chunks,
+        engine.optimizer,
+        stage.checkpoints.deadline_s,
+    )
     refuse_undeclared_changes(
         state.identity,
         identity,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +33,12 @@ def checkpoint_root(tmp_path: Path, hf_dir: Path) -> Path:
     """The checkpoint of `hf_dir`, imported without verification."""
     import_hf(hf_dir, tmp_path / "checkpoint", verify=False)
     return tmp_path / "checkpoint"
+
+
+@pytest.fixture(scope="package")
+def layout_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the saves and loads that tests/checkpoint/layouts.py does in several layouts."""
+    folder = tmp_path_factory.mktemp("layouts")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.checkpoint.layouts", str(folder)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return folder
