@@ -38,6 +38,14 @@ class Layout(Section):
     virtual_pipeline: PositiveInt = Field(
         1, description="Model chunks per pipeline stage; more than 1 is the interleaved schedule."
     )
+    first_stage_layers: PositiveInt | None = Field(
+        None,
+        description="Layers of the first pipeline stage, which also holds the embedding; by "
+        "default the layers are cut evenly.",
+    )
+    last_stage_layers: PositiveInt | None = Field(
+        None, description="Layers of the last pipeline stage, which also holds the output layer."
+    )
     context_parallel: PositiveInt = Field(1, description="Processes that share each sequence.")
     data_parallel: PositiveInt = Field(1, description="Replicas that share each global batch.")
 
@@ -50,6 +58,14 @@ class Layout(Section):
     def processes(self) -> int:
         """All processes of the stage."""
         return self.model_parallel * self.data_parallel
+
+    @property
+    def document_multiple(self) -> int:
+        """What the length of every packed document must be a multiple of."""
+        if self.context_parallel == 1:
+            return 1
+        sharded = self.tensor_parallel if self.sequence_parallel else 1
+        return 2 * self.context_parallel * sharded
 
 
 class FP8(Section):
@@ -82,6 +98,14 @@ class Optimizer(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    overlap_grad_reduce: bool = Field(
+        False, description="Reduce gradients over replicas while the backward pass goes on."
+    )
+    overlap_param_gather: bool = Field(
+        False,
+        description="Gather updated weights from replicas while the next forward pass goes on; "
+        "needs overlap_grad_reduce.",
+    )
     clip_grad: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 is no limit.")
 
 

@@ -111,16 +111,18 @@ class Trainer:
         with ExitStack() as stack:
             profiler = self._profiler(stack)
             if self.state.iteration == 0:
-                validation = self._validate(0)
+                with self.engine.whole_weights():
+                    validation = self._validate(0)
             for step in range(self.state.iteration + 1, stage.steps + 1):
                 result = self._step(step)
                 if profiler is not None:
                     profiler.step()
                 last = step == stage.steps
-                if (last or step % stage.validation.every == 0) and not result.stop_requested:
-                    validation = self._validate(step)
-                if last or result.stop_requested or step % stage.checkpoints.every == 0:
-                    self._save()
+                with self.engine.whole_weights():
+                    if (last or step % stage.validation.every == 0) and not result.stop_requested:
+                        validation = self._validate(step)
+                    if last or result.stop_requested or step % stage.checkpoints.every == 0:
+                        self._save()
                 if result.stop_requested and not last:
                     self._say(f"  stopped after step {step}; the state is saved")
                     return self._result(False, validation)
@@ -139,7 +141,12 @@ class Trainer:
         )
         device = this_device()
         batches = [
-            collate([self.job.blend[int(p)] for p in row], device.torch_device) for row in positions
+            collate(
+                [self.job.blend[int(p)] for p in row],
+                device.torch_device,
+                self.job.layout.document_multiple,
+            )
+            for row in positions
         ]
         result = train_step(self.engine, batches, stage.global_batch_size, self.stop.received)
         self.state = self._advanced(step, result)

@@ -28,6 +28,7 @@ ONE_PROCESS = Layout()
 SHARES = {"domain": 0.7, "general": 0.3}
 MODELS = {
     "qwen3": Case("qwen3", tied=True, kv_heads=1, vocab_size=VOCABULARY, layers=2),
+    "deep": Case("qwen3", tied=True, kv_heads=1, vocab_size=VOCABULARY, layers=4),
     "qwen2": Case("qwen2", tied=False, kv_heads=2, vocab_size=VOCABULARY, layers=2),
 }
 """Between them: a norm on each head, biases, tied and untied embeddings, one KV head."""
