@@ -98,15 +98,17 @@ class Optimizer(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
-    overlap_grad_reduce: bool = Field(
-        False, description="Reduce gradients over replicas while the backward pass goes on."
-    )
-    overlap_param_gather: bool = Field(
-        False,
-        description="Gather updated weights from replicas while the next forward pass goes on; "
-        "needs overlap_grad_reduce.",
-    )
     clip_grad: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 is no limit.")
+
+
+class Overlap(Section):
+    """Communication between replicas that goes on beside computation; changes speed, not results."""
+
+    grad_reduce: bool = Field(False, description="Reduce gradients during the backward pass.")
+    param_gather: bool = Field(
+        False,
+        description="Gather updated weights during the next forward pass; needs grad_reduce.",
+    )
 
 
 class Schedule(Section):
@@ -279,11 +281,16 @@ class TrainingStage(Stage):
     precision: Precision = Field(Precision(), description="Arithmetic.")
     optimizer: Optimizer = Field(Optimizer(), description="AdamW.")
     schedule: Schedule = Field(Schedule(), description="Learning rate over the steps.")
+    overlap: Overlap = Field(Overlap(), description="Communication beside computation.")
     recompute: Recompute = Field(Recompute(), description="Activation recomputation.")
     validation: Validation = Field(Validation(), description="Held-out losses.")
     checkpoints: Checkpointing = Field(Checkpointing(), description="When the state is saved.")
     non_finite: NonFinite = Field(NonFinite(), description="NaN and infinity.")
     profile: Profile | None = Field(None, description="Traces; none by default.")
+    hang_timeout_s: PositiveInt = Field(
+        1800,
+        description="Seconds without progress after which every rank writes its stacks and ends.",
+    )
     log_every: PositiveInt = Field(10, description="Steps between lines on the console.")
     allow_changes: list[
         Literal["blend", "global_batch_size", "sequence_length", "steps", "optimizer", "schedule"]

@@ -90,8 +90,8 @@ def build_engine(shape: ModelShape, chunks: list[GPTModel], stage: TrainingStage
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=True,
-        overlap_grad_reduce=stage.optimizer.overlap_grad_reduce,
-        overlap_param_gather=stage.optimizer.overlap_param_gather,
+        overlap_grad_reduce=stage.overlap.grad_reduce,
+        overlap_param_gather=stage.overlap.param_gather,
     )
     wrapped = [
         DistributedDataParallel(chunk.config, ddp, chunk, disable_bucketing=index > 0)
@@ -100,7 +100,7 @@ def build_engine(shape: ModelShape, chunks: list[GPTModel], stage: TrainingStage
     wanted = stage.optimizer
     for chunk in chunks:
         chunk.config.finalize_model_grads_func = _finalize_gradients
-        if wanted.overlap_grad_reduce:
+        if stage.overlap.grad_reduce:
             # Only the last micro-batch's gradients may start the reduction.
             no_sync = [one.no_sync for one in wrapped]
             chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
@@ -117,7 +117,7 @@ def build_engine(shape: ModelShape, chunks: list[GPTModel], stage: TrainingStage
             bf16=bf16,
             params_dtype=dtype_named(stage.precision.dtype),
             use_distributed_optimizer=True,
-            overlap_param_gather=wanted.overlap_param_gather,
+            overlap_param_gather=stage.overlap.param_gather,
         ),
         wrapped,
     )

@@ -32,14 +32,7 @@ INTERLEAVED = Layout(pipeline_parallel=2, virtual_pipeline=2)
 CONTEXT = Layout(context_parallel=2)
 FULL: dict[str, Any] = {"recompute": {"granularity": "full"}}
 SELECTIVE: dict[str, Any] = {"recompute": {"granularity": "selective"}}
-OVERLAP: dict[str, Any] = {
-    "optimizer": {
-        "lr": 1e-2,
-        "min_lr": 0.0,
-        "overlap_grad_reduce": True,
-        "overlap_param_gather": True,
-    }
-}
+OVERLAP: dict[str, Any] = {"overlap": {"grad_reduce": True, "param_gather": True}}
 SPOILED = (2, 4, 5)
 """Steps that are not finite: one that is forgiven, then two in a row, one too many."""
 IMPATIENT: dict[str, Any] = {"non_finite": {"stop_after": 2}, "checkpoints": {"every": 3}}
