@@ -102,7 +102,7 @@ class Optimizer(Section):
 
 
 class Overlap(Section):
-    """Communication between replicas that goes on beside computation; changes speed, not results."""
+    """Communication between replicas beside computation; changes speed, not results."""
 
     grad_reduce: bool = Field(False, description="Reduce gradients during the backward pass.")
     param_gather: bool = Field(

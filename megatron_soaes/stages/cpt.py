@@ -20,8 +20,8 @@ from megatron_soaes.stages.datasets import (
 from megatron_soaes.stages.locations import checkpoint_root
 
 WITHOUT_EFFECT_ON_WEIGHTS = {
-    "layout", "micro_batch_size", "overlap", "recompute", "validation", "checkpoints", "profile", "log_every",
-    "gates", "allow_changes", "hang_timeout_s",
+    "layout", "micro_batch_size", "overlap", "recompute", "validation", "checkpoints", "profile",
+    "log_every", "gates", "allow_changes", "hang_timeout_s",
 }  # fmt: skip
 """Settings that may change without making a finished stage stale."""
 

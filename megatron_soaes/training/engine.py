@@ -37,7 +37,7 @@ class Engine:
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
-        """Between steps: every rank's weights are up to date for the time of the block (collective).
+        """Between steps: all weights are up to date on every rank for the block (collective).
 
         While weights are gathered during the forward pass, a rank's copy is stale until its next
         pass, and that pass must be a training step's.
