@@ -66,7 +66,7 @@ def compare(name: str, dtype: str, steps: int) -> Comparison:
     times: list[tuple[float, float]] = []
     for step in range(steps + 1):
         text = rng.integers(0, VOCABULARY, (BATCH, SEQUENCE + 1))
-        pair = (_seconds(lambda t=text: ours(t)), _seconds(lambda t=text: peer(t)))  # type: ignore[misc]
+        pair = (_seconds(lambda t=text: ours(t)), _seconds(lambda t=text: peer(t)))
         if step > 0:
             times.append(pair)
     mine = statistics.median(pair[0] for pair in times)
@@ -152,7 +152,7 @@ def _peer_step(shape: ModelShape, dtype: str) -> Callable[[np.ndarray], None]:
         loss = torch.nn.functional.cross_entropy(
             logits.reshape(-1, shape.vocab_size).float(), tokens[:, 1:].reshape(-1)
         )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -62,7 +62,7 @@ def install() -> None:
         if kept is None or kept[0].dtype != t.dtype:
             angles = _packed_angles(freqs, cu_seqlens, group)
             kept = (angles.cos().to(t.dtype), angles.sin().to(t.dtype))
-            cu_seqlens.rotary_tables = kept
+            cu_seqlens.rotary_tables = kept  # type: ignore[attr-defined]
         return kept
 
     def _packed_angles(freqs: Tensor, cu_seqlens: Tensor, group: Any) -> Tensor:

@@ -293,7 +293,15 @@ class TrainingStage(Stage):
     )
     log_every: PositiveInt = Field(10, description="Steps between lines on the console.")
     allow_changes: list[
-        Literal["blend", "global_batch_size", "sequence_length", "steps", "optimizer", "schedule"]
+        Literal[
+            "blend",
+            "tokenizer",
+            "global_batch_size",
+            "sequence_length",
+            "steps",
+            "optimizer",
+            "schedule",
+        ]
     ] = Field([], description="What may differ from the checkpoint this stage resumes from.")
 
 

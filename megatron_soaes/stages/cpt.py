@@ -98,6 +98,7 @@ class CPTStage(Stage):
             shape=shape,
             source=source,
             seed=recipe.seed,
+            tokenizer=settings.tokenizer.sha256,
             start=checkpoint_root(recipe, graph.start_of(recipe, stage), stage.model),
             out=self.directory,
             blend=blend,

@@ -47,7 +47,7 @@ def window_settings(
     return WindowSettings(
         sequence_length=sequence_length,
         seed=recipe.seed,
-        tokenizer=TokenizerFacts(vocab_size, info.eod_id),
+        tokenizer=TokenizerFacts(vocab_size, info.eod_id, info.sha256),
         cache=recipe.workdir / "index-cache",
     )
 

@@ -41,6 +41,7 @@ from megatron_soaes.training.step import StepResult, train_step
 from megatron_soaes.training.stopping import StopSignal
 from megatron_soaes.training.telemetry import GIB, Telemetry, measured_matmul_rate
 from megatron_soaes.training.validation import validate
+from megatron_soaes.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class TrainingJob:
     shape: ModelShape
     source: ModelSource
     seed: int
+    tokenizer: str
+    """SHA-256 of the tokenizer.json behind the blend."""
     start: Path
     """Checkpoint root the weights come from when nothing was saved yet."""
     out: Path
@@ -109,6 +112,7 @@ class Trainer:
         validation: dict[str, dict[str, float]] = {}
         self._say_start()
         with ExitStack() as stack:
+            watchdog = stack.enter_context(Watchdog(stage.hang_timeout_s))
             profiler = self._profiler(stack)
             if self.state.iteration == 0:
                 with self.engine.whole_weights():
@@ -117,6 +121,7 @@ class Trainer:
                 result = self._step(step)
                 if profiler is not None:
                     profiler.step()
+                watchdog.beat()
                 last = step == stage.steps
                 with self.engine.whole_weights():
                     if (last or step % stage.validation.every == 0) and not result.stop_requested:
@@ -311,6 +316,7 @@ def _identity(job: TrainingJob) -> Identity:
     stage = job.stage
     return Identity(
         blend=job.blend.hash,
+        tokenizer=job.tokenizer,
         global_batch_size=stage.global_batch_size,
         sequence_length=stage.sequence_length,
         steps=stage.steps,

@@ -65,7 +65,7 @@ def write_dataset(prefix: Path, documents: Iterable[list[int]]) -> None:
 
 def window_settings(folder: Path) -> WindowSettings:
     """How every job cuts documents."""
-    return WindowSettings(SEQUENCE, 11, TokenizerFacts(VOCABULARY, EOD), folder / "cache")
+    return WindowSettings(SEQUENCE, 11, TokenizerFacts(VOCABULARY, EOD, "0" * 64), folder / "cache")
 
 
 def make_stage(**changes: Any) -> TrainingStage:
@@ -106,6 +106,7 @@ def make_job(
         shape=read_shape(folder / model / "hf" / "config.json"),
         source=ModelSource(source=folder / model / "hf"),
         seed=5,
+        tokenizer=settings.tokenizer.sha256,
         start=folder / model / "imported",
         out=out,
         blend=blend,
