@@ -20,8 +20,10 @@ app = typer.Typer(
 recipe_app = typer.Typer(help="Show, check and document recipes.", no_args_is_help=True)
 export_app = typer.Typer(help="Write checkpoints in other formats.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
+prep_app = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Look into, check and rewrite checkpoints.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
+app.add_typer(prep_app, name="prep")
 app.add_typer(checkpoint_app, name="checkpoint")
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
@@ -87,6 +89,16 @@ def schema() -> None:
     from megatron_soaes.recipe.reference import recipe_reference
 
     typer.echo(recipe_reference())
+
+
+@prep_app.command()
+def index(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Build the sample indexes of tokenized datasets now, so that no GPU waits for them."""
+    quiet_libraries()
+    from megatron_soaes.recipe.load import load_recipe
+    from megatron_soaes.stages.indexes import build_indexes
+
+    build_indexes(load_recipe(recipe, overrides or []), typer.echo)
 
 
 @app.command("import")

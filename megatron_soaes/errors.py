@@ -15,6 +15,8 @@ class ExitCode(IntEnum):
     """A `UserError`: the message says what to change."""
     NON_FINITE = 3
     """Training stopped after too many non-finite steps in a row; a report of the batch exists."""
+    STALLED = 4
+    """A rank made no progress for too long; the stacks of all ranks are in their logs."""
     STOPPED = 75
     """A signal asked for a stop; the state was saved. The same command goes on (EX_TEMPFAIL)."""
 

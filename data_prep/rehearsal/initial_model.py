@@ -34,7 +34,7 @@ def qwen2_config(
     max_positions: int = MAX_LENGTH,
     rope_theta: float = 10000.0,
 ) -> dict[str, object]:
-    """A `config.json` of a Qwen2 model with tied embeddings; the default has 3.9M parameters.
+    """A `config.json` of a Qwen2 model with tied embeddings; the default has 4.0M parameters.
 
     Raises UserError when the query heads are no multiple of the key-value heads.
     """

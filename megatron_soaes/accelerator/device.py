@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
-from megatron_soaes.accelerator import adamw, checkpoint_writer, cpu
+from megatron_soaes.accelerator import adamw, checkpoint_writer, cpu, gloo, rotary
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def this_device() -> Device:
     """Choose and prepare this process's accelerator; the first call patches Megatron-Core."""
     if not torch.cuda.is_available():
         cpu.install()
+        gloo.install()
+        rotary.install()
     checkpoint_writer.install()
     adamw.install()
     if torch.cuda.is_available():

@@ -16,8 +16,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from megatron_soaes.errors import ExitCode
+
 GRACE_S = 30.0
-"""How long the other ranks may take to end after one has ended badly, before they are killed."""
+"""How long the other ranks may take to end after one has ended badly, before they are aborted."""
+ABORT_S = 2.0
+"""How long an aborted rank may take to write its stacks, before it is killed."""
+QUIET_CODES = (ExitCode.OK, ExitCode.STOPPED)
+"""Ends that need no explanation."""
+LOG_LINES = 20
+"""Lines of a rank's log that are shown when the job failed."""
 
 
 def free_port() -> int:
@@ -31,8 +39,9 @@ def launch(module: str, arguments: Sequence[str], processes: int, logs: Path) ->
     """Run `python -m module arguments` as ranks 0..processes-1 and return one exit code.
 
     Rank 0 shares this terminal; the others write to `logs/rank{N}.log`. SIGINT, SIGTERM and SIGUSR1
-    are passed on to every rank. When a rank fails the others get SIGTERM, then SIGKILL after
-    `GRACE_S`. The result is 0 when all ranks ended with 0, otherwise the code of the first failure
+    are passed on to every rank. When a rank fails the others get SIGTERM, after `GRACE_S` SIGABRT
+    (a worker with `faulthandler` writes its stacks then) and SIGKILL, and the end of every log is
+    shown. The result is 0 when all ranks ended with 0, otherwise the code of the first failure
     (a death by signal N counts as 128 + N).
     """
     logs.mkdir(parents=True, exist_ok=True)
@@ -53,7 +62,10 @@ def launch(module: str, arguments: Sequence[str], processes: int, logs: Path) ->
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     }
     try:
-        return _wait(workers)
+        code = _wait(workers)
+        if code not in QUIET_CODES:
+            _show_logs(logs, processes)
+        return code
     finally:
         for worker in workers:
             _kill_group(worker)
@@ -95,11 +107,23 @@ def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
             deadline = time.monotonic() + GRACE_S
             _send(workers, signal.SIGTERM)
         if deadline is not None and time.monotonic() > deadline:
+            _send(workers, signal.SIGABRT)
+            time.sleep(ABORT_S)
             break
         time.sleep(0.05)
     if deadline is None:
         result = next((w.returncode for w in workers if w.returncode), 0)
     return 128 - result if result < 0 else result
+
+
+def _show_logs(logs: Path, processes: int) -> None:
+    """The end of the logs of the ranks that do not share this terminal."""
+    for rank in range(1, processes):
+        lines = (
+            (logs / f"rank{rank}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        )
+        print(f"--- rank {rank}, {logs / f'rank{rank}.log'}", file=sys.stderr)
+        print(*lines[-LOG_LINES:], sep="\n", file=sys.stderr)
 
 
 def _send(workers: list[subprocess.Popen[bytes]], number: int) -> None:

@@ -23,6 +23,8 @@ class Identity:
 
     blend: str
     """Hash of the documents, shares, seed and window length, in order."""
+    tokenizer: str
+    """SHA-256 of the tokenizer.json the documents were tokenized with."""
     global_batch_size: int
     sequence_length: int
     steps: int

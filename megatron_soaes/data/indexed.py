@@ -24,6 +24,8 @@ class TokenizerFacts:
 
     vocab_size: int
     eod: int
+    sha256: str
+    """Of its tokenizer.json."""
     pad: int = -1
 
     @property

@@ -74,8 +74,13 @@ class MicroBatch:
         )
 
 
-def collate(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
-    """Lay samples end to end; each window is cut to its inputs, so nothing crosses samples."""
+def collate(samples: Sequence[Sample], device: torch.device, multiple: int = 1) -> MicroBatch:
+    """Lay samples end to end; each window is cut to its inputs, so nothing crosses samples.
+
+    Every document is filled up to a multiple of `multiple` tokens, as splitting documents over
+    context-parallel ranks asks for. What is filled in comes last and weighs nothing, so it changes
+    nothing for the document's own tokens.
+    """
     bounds = [0]
     for sample in samples:
         offset = bounds[-1]
@@ -83,15 +88,21 @@ def collate(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
         starts = sample.cu_seqlens[1:-1]
         bounds.extend(int(offset + start) for start in starts if start < sample.length)
         bounds.append(offset + sample.length)
+    lengths = np.diff(bounds)
+    filled = np.concatenate(([0], np.cumsum(-(-lengths // multiple) * multiple)))
+    places = np.arange(bounds[-1]) + np.repeat(filled[:-1] - bounds[:-1], lengths)
 
     def lay(parts: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).unsqueeze(0).to(device)
+        values = np.concatenate(parts)
+        laid = np.zeros(filled[-1], dtype=values.dtype)
+        laid[places] = values
+        return torch.from_numpy(laid).unsqueeze(0).to(device)
 
     return MicroBatch(
         inputs=lay([sample.tokens[:-1] for sample in samples]),
         labels=lay([sample.tokens[1:] for sample in samples]),
         loss_weights=lay([sample.loss_weights[1:] for sample in samples]),
-        cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device),
-        longest=int(np.diff(bounds).max()),
+        cu_seqlens=torch.tensor(filled, dtype=torch.int32, device=device),
+        longest=int(np.diff(filled).max()),
         sources=tuple(sample.source for sample in samples),
     )

@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from megatron_soaes.models.zigzag import chunks_of_rank, gathered_order
 
 
 class SDPACoreAttention(MegatronModule):
@@ -34,10 +38,6 @@ class SDPACoreAttention(MegatronModule):
         pg_collection: object = None,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size != 1:
-            raise ValueError(
-                "SDPACoreAttention does not split sequences over context-parallel ranks"
-            )
         self.softmax_scale = softmax_scale
 
     def forward(  # noqa: PLR0917 - Megatron-Core's interface
@@ -53,6 +53,7 @@ class SDPACoreAttention(MegatronModule):
         """Attend.
 
         query: [s, b, heads, dim] ([t, heads, dim] when packed); key, value: the same with KV heads.
+        Under context parallelism t counts this rank's tokens, in the order of `zigzag`.
         Returns [s, b, heads * dim] ([t, heads * dim] when packed). An explicit mask or bias is
         refused: what may be seen follows from causality and `packed_seq_params` alone.
         """
@@ -62,21 +63,60 @@ class SDPACoreAttention(MegatronModule):
             q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
             out = self._causal(q, k, v).permute(2, 0, 1, 3)
             return out.reshape(*out.shape[:2], -1)
+        if self.config.context_parallel_size > 1:
+            return self._over_context_ranks(query, key, value, packed_seq_params)
         ends = packed_seq_params.cu_seqlens_q.tolist()
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
         documents = [
             self._causal(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b]) for a, b in pairwise(ends)
         ]
-        out = torch.cat(documents, dim=2)[0].transpose(0, 1)
-        return out.reshape(out.shape[0], -1)
+        return _packed(documents)
+
+    def _over_context_ranks(
+        self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams
+    ) -> Tensor:
+        """Attend with this rank's queries to the keys of all context-parallel ranks.
+
+        Keys and values are gathered whole (their gradient is reduce-scattered) and put back into
+        the order of the packed sequence; each chunk of queries sees its document up to itself.
+        """
+        group = parallel_state.get_context_parallel_group()
+        ends = packed.cu_seqlens_q.tolist()
+        order = gathered_order(ends, group.size()).to(query.device)
+        k, v = (
+            gather_from_sequence_parallel_region(x, group=group)[order].transpose(0, 1).unsqueeze(0)
+            for x in (key, value)
+        )
+        q = query.transpose(0, 1).unsqueeze(0)
+        parts, done = [], 0
+        for chunk in chunks_of_rank(ends, group.rank(), group.size()):
+            end = chunk.start + chunk.length
+            keys, values = k[:, :, chunk.document : end], v[:, :, chunk.document : end]
+            parts.append(self._causal(q[:, :, done : done + chunk.length], keys, values))
+            done += chunk.length
+        return _packed(parts)
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: [b, heads, s, dim], k and v: [b, KV heads, s, dim] -> [b, heads, s, dim]."""
+        """q: [b, heads, s, dim], k and v: [b, KV heads, n >= s, dim] -> [b, heads, s, dim].
+
+        The queries are the last s of the n positions.
+        """
+        mask = None
+        if q.shape[2] < k.shape[2]:
+            # The kernel's own causal mask would take the queries for the first s positions.
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+            mask = mask.tril(k.shape[2] - q.shape[2])
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped
+            q, k, v, mask, is_causal=mask is None, scale=self.softmax_scale, enable_gqa=grouped
         )
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """No parameters, so nothing to save."""
         return {}
+
+
+def _packed(parts: list[Tensor]) -> Tensor:
+    """Parts [1, heads, s, dim] of a packed sequence, laid end to end as [t, heads * dim]."""
+    out = torch.cat(parts, dim=2)[0].transpose(0, 1)
+    return out.reshape(out.shape[0], -1)

@@ -125,6 +125,13 @@ def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerC
         virtual_pipeline_model_parallel_size=(
             layout.virtual_pipeline if layout.virtual_pipeline > 1 else None
         ),
+        num_layers_in_first_pipeline_stage=layout.first_stage_layers,
+        num_layers_in_last_pipeline_stage=layout.last_stage_layers,
+        # Batched messages between interleaved chunks are silently wrong over gloo.
+        overlap_p2p_comm=layout.virtual_pipeline > 1,
+        batch_p2p_comm=layout.virtual_pipeline == 1,
+        # Filling documents up for context parallelism gives micro-batches of different lengths.
+        variable_seq_lengths=layout.context_parallel > 1 and layout.pipeline_parallel > 1,
         context_parallel_size=layout.context_parallel,
         sequence_parallel=layout.sequence_parallel,
         # A weight is right or an error: uninitialised memory must never pass for a model.

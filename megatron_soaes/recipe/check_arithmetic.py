@@ -87,10 +87,33 @@ def _layout_of_shape(layout: Layout, path: str, shape: ModelShape) -> Iterator[P
         rule = f"a divisor or a multiple of the KV heads, {shape.kv_heads}"
         value = str(layout.tensor_parallel)
         yield Problem(tensor, value, rule, f"Use {_listed(divisors(shape.kv_heads))}.")
-    pipeline, chunks = layout.pipeline_parallel, layout.virtual_pipeline
-    yield from _divisor(f"{path}.pipeline_parallel", pipeline, shape.layers, "layers")
-    if pipeline > 1 and shape.layers % pipeline == 0:
-        each = shape.layers // pipeline
+    yield from _pipeline_stages(layout, path, shape.layers)
+
+
+def _pipeline_stages(layout: Layout, path: str, layers: int) -> Iterator[Problem]:
+    """Layers of every pipeline stage: those given for the ends, the rest cut evenly."""
+    ends = {
+        "first_stage_layers": layout.first_stage_layers,
+        "last_stage_layers": layout.last_stage_layers,
+    }
+    given = {field: count for field, count in ends.items() if count is not None}
+    for field, count in given.items():
+        if layout.pipeline_parallel == 1:
+            rule = "nothing, because pipeline_parallel is 1"
+            yield Problem(f"{path}.{field}", str(count), rule, "Remove it, or add stages.")
+            return
+        yield from _multiple(f"{path}.{field}", count, layout.virtual_pipeline, "virtual_pipeline")
+    rest, stages = layers - sum(given.values()), layout.pipeline_parallel - len(given)
+    if given and (rest < stages or (stages == 0 and rest) or (stages and rest % stages)):
+        found = f"{rest} of {layers} layers for the other {stages} stages"
+        rule = "as many for each, and at least one"
+        fix = "Change first_stage_layers or last_stage_layers."
+        yield Problem(f"{path}.{next(iter(given))}", found, rule, fix)
+        return
+    if not given:
+        yield from _divisor(f"{path}.pipeline_parallel", stages, layers, "layers")
+    if layout.pipeline_parallel > 1 and stages and rest % stages == 0:
+        chunks, each = layout.virtual_pipeline, rest // stages
         yield from _divisor(f"{path}.virtual_pipeline", chunks, each, "layers of a pipeline stage")
 
 
@@ -99,6 +122,9 @@ def _training(stage: TrainingStage, layout: Layout, shape: ModelShape | None) ->
     yield from _sequence(stage.sequence_length, f"{path}.sequence_length", layout, shape)
     yield from _batch(stage, layout)
     yield from _schedule(stage.schedule, stage.optimizer.lr, stage.optimizer.min_lr, stage)
+    if stage.overlap.param_gather and not stage.overlap.grad_reduce:
+        rule, fix = "false, because overlap.grad_reduce is false", "Set both, or neither."
+        yield Problem(f"{path}.overlap.param_gather", "true", rule, fix)
     yield from _recompute(stage.recompute, f"{path}.recompute")
     if stage.profile:
         yield from _profile(stage, layout)

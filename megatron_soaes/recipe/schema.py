@@ -38,6 +38,14 @@ class Layout(Section):
     virtual_pipeline: PositiveInt = Field(
         1, description="Model chunks per pipeline stage; more than 1 is the interleaved schedule."
     )
+    first_stage_layers: PositiveInt | None = Field(
+        None,
+        description="Layers of the first pipeline stage, which also holds the embedding; by "
+        "default the layers are cut evenly.",
+    )
+    last_stage_layers: PositiveInt | None = Field(
+        None, description="Layers of the last pipeline stage, which also holds the output layer."
+    )
     context_parallel: PositiveInt = Field(1, description="Processes that share each sequence.")
     data_parallel: PositiveInt = Field(1, description="Replicas that share each global batch.")
 
@@ -50,6 +58,14 @@ class Layout(Section):
     def processes(self) -> int:
         """All processes of the stage."""
         return self.model_parallel * self.data_parallel
+
+    @property
+    def document_multiple(self) -> int:
+        """What the length of every packed document must be a multiple of."""
+        if self.context_parallel == 1:
+            return 1
+        sharded = self.tensor_parallel if self.sequence_parallel else 1
+        return 2 * self.context_parallel * sharded
 
 
 class FP8(Section):
@@ -83,6 +99,16 @@ class Optimizer(Section):
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     clip_grad: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 is no limit.")
+
+
+class Overlap(Section):
+    """Communication between replicas beside computation; changes speed, not results."""
+
+    grad_reduce: bool = Field(False, description="Reduce gradients during the backward pass.")
+    param_gather: bool = Field(
+        False,
+        description="Gather updated weights during the next forward pass; needs grad_reduce.",
+    )
 
 
 class Schedule(Section):
@@ -277,14 +303,27 @@ class TrainingStage(Stage):
     precision: Precision = Field(Precision(), description="Arithmetic.")
     optimizer: Optimizer = Field(Optimizer(), description="AdamW.")
     schedule: Schedule = Field(Schedule(), description="Learning rate over the steps.")
+    overlap: Overlap = Field(Overlap(), description="Communication beside computation.")
     recompute: Recompute = Field(Recompute(), description="Activation recomputation.")
     validation: Validation = Field(Validation(), description="Held-out losses.")
     checkpoints: Checkpointing = Field(Checkpointing(), description="When the state is saved.")
     non_finite: NonFinite = Field(NonFinite(), description="NaN and infinity.")
     profile: Profile | None = Field(None, description="Traces; none by default.")
+    hang_timeout_s: PositiveInt = Field(
+        1800,
+        description="Seconds without progress after which every rank writes its stacks and ends.",
+    )
     log_every: PositiveInt = Field(10, description="Steps between lines on the console.")
     allow_changes: list[
-        Literal["blend", "global_batch_size", "sequence_length", "steps", "optimizer", "schedule"]
+        Literal[
+            "blend",
+            "tokenizer",
+            "global_batch_size",
+            "sequence_length",
+            "steps",
+            "optimizer",
+            "schedule",
+        ]
     ] = Field([], description="What may differ from the checkpoint this stage resumes from.")
 
 

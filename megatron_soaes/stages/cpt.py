@@ -14,14 +14,14 @@ from megatron_soaes.stages.datasets import (
     data_config,
     data_inputs,
     held_out_windows,
-    training_documents,
+    training_blend,
     window_settings,
 )
 from megatron_soaes.stages.locations import checkpoint_root
 
 WITHOUT_EFFECT_ON_WEIGHTS = {
-    "layout", "micro_batch_size", "recompute", "validation", "checkpoints", "profile", "log_every",
-    "gates", "allow_changes",
+    "layout", "micro_batch_size", "overlap", "recompute", "validation", "checkpoints", "profile",
+    "log_every", "gates", "allow_changes", "hang_timeout_s",
 }  # fmt: skip
 """Settings that may change without making a finished stage stale."""
 
@@ -77,7 +77,6 @@ class CPTStage(Stage):
     def _job(self) -> Any:
         from megatron_soaes.accelerator.groups import first_rank_first
         from megatron_soaes.accelerator.machine import read_machine
-        from megatron_soaes.data.blend import TrainingBlend
         from megatron_soaes.training.trainer import TrainingJob
 
         stage, recipe = self.settings, self.recipe
@@ -87,12 +86,7 @@ class CPTStage(Stage):
         settings = window_settings(recipe, source, stage.sequence_length, shape.vocab_size)
         # The first rank writes the shuffled indexes that the others then map.
         with first_rank_first():
-            blend = TrainingBlend(
-                training_documents(recipe),
-                recipe.data.blends[stage.blend].shares(),
-                stage.steps * stage.global_batch_size,
-                settings,
-            )
+            blend = training_blend(recipe, stage, settings)
             validation = held_out_windows(recipe, stage.validation.sets, settings)
         gpu = GPUS.get(recipe.cluster.gpu) if recipe.cluster else None
         rate = None
@@ -104,6 +98,7 @@ class CPTStage(Stage):
             shape=shape,
             source=source,
             seed=recipe.seed,
+            tokenizer=settings.tokenizer.sha256,
             start=checkpoint_root(recipe, graph.start_of(recipe, stage), stage.model),
             out=self.directory,
             blend=blend,

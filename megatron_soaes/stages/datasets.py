@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.tokenizer import load_tokenizer
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe.schema import ModelSource, Recipe
+from megatron_soaes.recipe.schema import ModelSource, Recipe, TrainingStage
 from megatron_soaes.stages.locations import indexed_files, indexed_prefix
 
 if TYPE_CHECKING:
+    from megatron_soaes.data.blend import TrainingBlend
     from megatron_soaes.data.indexed import DocumentRange, Windows, WindowSettings
 
 
@@ -46,7 +47,7 @@ def window_settings(
     return WindowSettings(
         sequence_length=sequence_length,
         seed=recipe.seed,
-        tokenizer=TokenizerFacts(vocab_size, info.eod_id),
+        tokenizer=TokenizerFacts(vocab_size, info.eod_id, info.sha256),
         cache=recipe.workdir / "index-cache",
     )
 
@@ -59,6 +60,18 @@ def training_documents(recipe: Recipe) -> dict[str, DocumentRange]:
         name: DocumentRange(name, indexed_prefix(recipe, name), 0.0, 1.0 - dataset.holdout)
         for name, dataset in recipe.data.datasets.items()
     }
+
+
+def training_blend(recipe: Recipe, stage: TrainingStage, settings: WindowSettings) -> TrainingBlend:
+    """What a stage trains on, in order."""
+    from megatron_soaes.data.blend import TrainingBlend
+
+    return TrainingBlend(
+        training_documents(recipe),
+        recipe.data.blends[stage.blend].shares(),
+        stage.steps * stage.global_batch_size,
+        settings,
+    )
 
 
 def held_out_windows(

@@ -5,6 +5,7 @@ Started by `soaes run`, by torchrun or by srun; the exit code is one of `errors.
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 import traceback
 from pathlib import Path
@@ -26,6 +27,8 @@ def main(arguments: list[str]) -> int:
     """Run one rank; rank 0 leaves its metrics in `RESULT_FILE` of the stage's folder."""
     recipe_file, name = arguments
     quiet_libraries()
+    # A stack of every thread in the log when the launcher aborts a rank that hangs.
+    faulthandler.enable()
     try:
         recipe = Recipe.model_validate_json(Path(recipe_file).read_text(encoding="utf-8"))
         stage = stages_of(recipe)[name]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -15,7 +16,6 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.checkpoint import directory
 from megatron_soaes.checkpoint.distributed import load_weights
 from megatron_soaes.models.build import BuildOptions, build_model, dtype_named
@@ -34,6 +34,20 @@ class Engine:
     """The same in Megatron-Core's gradient buffers."""
     optimizer: MegatronOptimizer
     schedule: OptimizerParamScheduler
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Between steps: all weights are up to date on every rank for the block (collective).
+
+        While weights are gathered during the forward pass, a rank's copy is stale until its next
+        pass, and that pass must be a training step's.
+        """
+        gathered_late = [one for one in self.wrapped if one.ddp_config.overlap_param_gather]
+        for one in gathered_late:
+            one.disable_forward_pre_hook()
+        yield
+        for one in gathered_late:
+            one.enable_forward_pre_hook()
 
 
 def build_options(
@@ -72,21 +86,24 @@ def load_model(
 
 def build_engine(shape: ModelShape, chunks: list[GPTModel], stage: TrainingStage) -> Engine:
     """Wrap loaded chunks for training as the stage says."""
-    device = this_device()
     bf16 = stage.precision.dtype == "bf16"
-    replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=True,
-        overlap_grad_reduce=device.is_cuda and replicas > 1,
+        overlap_grad_reduce=stage.overlap.grad_reduce,
+        overlap_param_gather=stage.overlap.param_gather,
     )
     wrapped = [
         DistributedDataParallel(chunk.config, ddp, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
+    wanted = stage.optimizer
     for chunk in chunks:
         chunk.config.finalize_model_grads_func = _finalize_gradients
-    wanted = stage.optimizer
+        if stage.overlap.grad_reduce:
+            # Only the last micro-batch's gradients may start the reduction.
+            no_sync = [one.no_sync for one in wrapped]
+            chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -100,6 +117,7 @@ def build_engine(shape: ModelShape, chunks: list[GPTModel], stage: TrainingStage
             bf16=bf16,
             params_dtype=dtype_named(stage.precision.dtype),
             use_distributed_optimizer=True,
+            overlap_param_gather=stage.overlap.param_gather,
         ),
         wrapped,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.data.sample import MicroBatch
 from megatron_soaes.losses.cross_entropy import token_losses
+from megatron_soaes.models.zigzag import positions_of_rank
 from megatron_soaes.training.engine import Engine
 
 
@@ -128,7 +129,7 @@ def _run_schedule(
 def _forward_step(
     data_iterator: Iterator[MicroBatch], model: Any, vocab_size: int, weight: float
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
-    batch = next(data_iterator)
+    batch = _on_context_rank(next(data_iterator))
     output = model(
         input_ids=batch.inputs,
         position_ids=None,
@@ -144,6 +145,21 @@ def _forward_step(
         return loss, torch.ones((), dtype=torch.int32, device=loss.device), loss.detach().double()
 
     return output, loss_of
+
+
+def _on_context_rank(batch: MicroBatch) -> MicroBatch:
+    """This context-parallel rank's tokens of a micro-batch; the documents stay described whole."""
+    ranks = parallel_state.get_context_parallel_world_size()
+    if ranks == 1:
+        return batch
+    rank = parallel_state.get_context_parallel_rank()
+    mine = positions_of_rank(batch.cu_seqlens.tolist(), rank, ranks).to(batch.inputs.device)
+    return replace(
+        batch,
+        inputs=batch.inputs[:, mine],
+        labels=batch.labels[:, mine],
+        loss_weights=batch.loss_weights[:, mine],
+    )
 
 
 def _gradients_finite(engine: Engine) -> bool:

@@ -42,6 +42,7 @@ from megatron_soaes.training.step import StepResult, train_step
 from megatron_soaes.training.stopping import StopSignal
 from megatron_soaes.training.telemetry import GIB, Telemetry, measured_matmul_rate
 from megatron_soaes.training.validation import validate
+from megatron_soaes.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class TrainingJob:
     shape: ModelShape
     source: ModelSource
     seed: int
+    tokenizer: str
+    """SHA-256 of the tokenizer.json behind the blend."""
     start: Path
     """Checkpoint root the weights come from when nothing was saved yet."""
     out: Path
@@ -111,6 +114,7 @@ class Trainer:
         validation: dict[str, dict[str, float]] = {}
         self._say_start()
         with ExitStack() as stack:
+            watchdog = stack.enter_context(Watchdog(stage.hang_timeout_s))
             profiler = self._profiler(stack)
             if self.state.iteration == 0:
                 validation = self._validate(0)
@@ -118,13 +122,15 @@ class Trainer:
                 result = self._step(step)
                 if profiler is not None:
                     profiler.step()
+                watchdog.beat()
                 self._tell(self.saver.poll())
                 last = step == stage.steps
-                if (last or step % stage.validation.every == 0) and not result.stop_requested:
+                stops = result.stop_requested and not last
+                if not stops and (last or step % stage.validation.every == 0):
                     validation = self._validate(step)
-                if last or result.stop_requested or step % stage.checkpoints.every == 0:
+                if last or stops or step % stage.checkpoints.every == 0:
                     self._save()
-                if result.stop_requested and not last:
+                if stops:
                     self._tell(self.saver.finish())
                     self._say(f"  stopped after step {step}; the state is saved")
                     return self._result(False, validation)
@@ -144,7 +150,12 @@ class Trainer:
         )
         device = this_device()
         batches = [
-            collate([self.job.blend[int(p)] for p in row], device.torch_device) for row in positions
+            collate(
+                [self.job.blend[int(p)] for p in row],
+                device.torch_device,
+                self.job.layout.document_multiple,
+            )
+            for row in positions
         ]
         result = train_step(self.engine, batches, stage.global_batch_size, self.stop.received)
         self.state = self._advanced(step, result)
@@ -195,14 +206,15 @@ class Trainer:
 
     def _validate(self, step: int) -> dict[str, dict[str, float]]:
         stage = self.job.stage
-        losses = validate(
-            self.engine.chunks,
-            self.job.shape.vocab_size,
-            self.job.validation,
-            stage.micro_batch_size,
-            self.job.layout,
-            most_windows=stage.validation.batches * stage.global_batch_size,
-        )
+        with self.engine.whole_weights():
+            losses = validate(
+                self.engine.chunks,
+                self.job.shape.vocab_size,
+                self.job.validation,
+                stage.micro_batch_size,
+                self.job.layout,
+                most_windows=stage.validation.batches * stage.global_batch_size,
+            )
         if self.telemetry and losses:
             self.telemetry.validation(step, losses)
         return losses
@@ -212,9 +224,10 @@ class Trainer:
             directory.carry_hf_files(self.job.start, self.job.checkpoints)
         job = self.job
         arguments = megatron_arguments(job.shape, job.source, job.layout, job.stage, self.state)
-        self._tell(
-            self.saver.save(self.engine.chunks, self.engine.optimizer, self.state, arguments)
-        )
+        engine = self.engine
+        with engine.whole_weights():
+            saves = self.saver.save(engine.chunks, engine.optimizer, self.state, arguments)
+        self._tell(saves)
 
     def _tell(self, saves: list[SaveReport]) -> None:
         if self.telemetry:
@@ -317,6 +330,7 @@ def _identity(job: TrainingJob) -> Identity:
     stage = job.stage
     return Identity(
         blend=job.blend.hash,
+        tokenizer=job.tokenizer,
         global_batch_size=stage.global_batch_size,
         sequence_length=stage.sequence_length,
         steps=stage.steps,

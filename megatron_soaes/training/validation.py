@@ -67,7 +67,7 @@ def _micro_batches(
     ]
     device = this_device().torch_device
     return [
-        collate(samples[start : start + micro_batch_size], device)
+        collate(samples[start : start + micro_batch_size], device, layout.document_multiple)
         for start in range(0, share, micro_batch_size)
     ]
 

@@ -33,4 +33,4 @@ def numbered_documents(count: int, length: int = 9) -> list[list[int]]:
 
 def settings(folder: Path, length: int = 16, seed: int = 3) -> WindowSettings:
     """Windows of `length` tokens, indexes under `folder`/cache."""
-    return WindowSettings(length, seed, TokenizerFacts(VOCABULARY, EOD), folder / "cache")
+    return WindowSettings(length, seed, TokenizerFacts(VOCABULARY, EOD, "0" * 64), folder / "cache")

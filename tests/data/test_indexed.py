@@ -32,7 +32,7 @@ def test_windows_are_those_of_megatron_core(prefix: Path, tmp_path: Path) -> Non
         random_seed=wanted.seed,
         sequence_length=wanted.sequence_length,
         split="1",
-        tokenizer=TokenizerFacts(VOCABULARY, EOD),
+        tokenizer=TokenizerFacts(VOCABULARY, EOD, "0" * 64),
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
@@ -115,7 +115,7 @@ def test_one_document_without_end_is_enough(tmp_path: Path) -> None:
 
 
 def test_another_tokenizers_end_is_refused(prefix: Path, tmp_path: Path) -> None:
-    other = replace(settings(tmp_path), tokenizer=TokenizerFacts(VOCABULARY, EOD + 1))
+    other = replace(settings(tmp_path), tokenizer=TokenizerFacts(VOCABULARY, EOD + 1, "0" * 64))
     with pytest.raises(UserError, match=f"end-of-document token {EOD + 1}"):
         Windows(DocumentRange("news", prefix), None, other, 0)
 

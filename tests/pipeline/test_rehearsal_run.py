@@ -113,6 +113,18 @@ def test_a_second_run_does_nothing(demo: Demo) -> None:
     assert "runs" not in again.stdout
 
 
+def test_indexes_can_be_built_ahead_and_are_those_of_the_run(demo: Demo) -> None:
+    cache = demo.run_folder / "index-cache"
+    before = {file: file.stat().st_mtime_ns for file in cache.rglob("*.npy")}
+    built = soaes("prep", "index", demo.recipe, *RUN)
+    assert built.returncode == 0, built.stderr
+    assert "cpt: 48 training windows" in built.stdout
+    assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.npy")} == before
+    other = soaes("prep", "index", demo.recipe, *RUN, "cpt.sequence_length=128")
+    assert other.returncode == 0, other.stderr
+    assert len(list(cache.rglob("*.npy"))) > len(before)
+
+
 def test_another_layout_is_not_another_stage(demo: Demo) -> None:
     other = ["models.target.layout={data_parallel: 2}", "cpt.micro_batch_size=2"]
     again = soaes("run", demo.recipe, *RUN, *other)

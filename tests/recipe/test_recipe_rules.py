@@ -32,6 +32,7 @@ def test_the_recipe_that_the_rows_break_is_sound(recipe_file: Path) -> None:
 FP8 = "cpt.fp8={recipe: tensorwise}"
 TARGET_LAYOUT = "models.target.layout"
 INTERLEAVED = "models.target.layout={pipeline_parallel: 2, virtual_pipeline: 2}"
+UNEVEN = "models.target.layout={pipeline_parallel: 2, first_stage_layers: 3}"
 CONTEXT = "models.target.layout={context_parallel: 2}"
 SEQUENCE = "models.target.layout={tensor_parallel: 2, sequence_parallel: true}"
 CLUSTER = "cluster={gpu: h100-80g, nodes: 2, gpus_per_node: 4}"
@@ -115,6 +116,19 @@ WITH_TE = "cluster={gpu: h100-80g, transformer_engine: 2.11.0}"
         (["cpt.layout={data_parallel: 3}"], "stages.cpt.global_batch_size", "6 or 9"),
         (["cpt.micro_batch_size=3"], "stages.cpt.global_batch_size", "6 or 9"),
         ([INTERLEAVED, "cpt.global_batch_size=7"], "stages.cpt.global_batch_size", "6 or 8"),
+        # Pipeline stages of different sizes.
+        (
+            [f"{TARGET_LAYOUT}={{pipeline_parallel: 3, first_stage_layers: 1}}"],
+            f"{TARGET_LAYOUT}.first_stage_layers",
+            "Change first_stage_layers",
+        ),
+        (
+            [f"{TARGET_LAYOUT}={{first_stage_layers: 3}}"],
+            f"{TARGET_LAYOUT}.first_stage_layers",
+            "Remove it",
+        ),
+        # Overlap.
+        (["cpt.overlap.param_gather=true"], "stages.cpt.overlap.param_gather", "Set both"),
         # Schedule.
         (["cpt.warmup_steps=21"], "stages.cpt.schedule.warmup_steps", "Shorten the warm-up"),
         (["cpt.min_lr=0.1"], "stages.cpt.optimizer.min_lr", "Lower min_lr"),
@@ -238,6 +252,9 @@ def test_each_rule_names_its_field_and_the_remedy(
         [CONTEXT],
         [SEQUENCE],
         [INTERLEAVED],
+        [UNEVEN],
+        [UNEVEN.replace("3}", "3, last_stage_layers: 1}")],
+        ["cpt.overlap={grad_reduce: true, param_gather: true}"],
         [FP8],
         # Fewer KV heads than processes: Megatron-Core repeats them.
         [f"{TARGET_LAYOUT}={{tensor_parallel: 8}}"],

@@ -44,6 +44,7 @@ def alone(material: Path, one_process: None) -> Path:
     runs = material / "runs"
     run(make_job(material, runs / "one"))
     run(make_job(material, runs / "one-qwen2", "qwen2"))
+    run(make_job(material, runs / "one-deep", "deep"))
     run(make_job(material, runs / "one-stopped"), meddling.terminate_in(7))
     shutil.copytree(runs / "one-stopped", runs / "one-resumed")
     run(make_job(material, runs / "one-resumed"))
@@ -60,4 +61,12 @@ def together(material: Path, alone: Path) -> Path:
     """Folder of all runs, those on two processes too."""
     code = launch("tests.training.two_processes", [str(material)], 2, material / "logs")
     assert code == 0, (material / "logs" / "rank1.log").read_text(encoding="utf-8")
+    return alone
+
+
+@pytest.fixture(scope="package")
+def four(material: Path, alone: Path) -> Path:
+    """Folder of the runs on four processes."""
+    code = launch("tests.training.four_processes", [str(material)], 4, material / "logs4")
+    assert code == 0, (material / "logs4" / "rank1.log").read_text(encoding="utf-8")
     return alone

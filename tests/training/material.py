@@ -28,6 +28,7 @@ ONE_PROCESS = Layout()
 SHARES = {"domain": 0.7, "general": 0.3}
 MODELS = {
     "qwen3": Case("qwen3", tied=True, kv_heads=1, vocab_size=VOCABULARY, layers=2),
+    "deep": Case("qwen3", tied=True, kv_heads=1, vocab_size=VOCABULARY, layers=4),
     "qwen2": Case("qwen2", tied=False, kv_heads=2, vocab_size=VOCABULARY, layers=2),
 }
 """Between them: a norm on each head, biases, tied and untied embeddings, one KV head."""
@@ -64,7 +65,7 @@ def write_dataset(prefix: Path, documents: Iterable[list[int]]) -> None:
 
 def window_settings(folder: Path) -> WindowSettings:
     """How every job cuts documents."""
-    return WindowSettings(SEQUENCE, 11, TokenizerFacts(VOCABULARY, EOD), folder / "cache")
+    return WindowSettings(SEQUENCE, 11, TokenizerFacts(VOCABULARY, EOD, "0" * 64), folder / "cache")
 
 
 def make_stage(**changes: Any) -> TrainingStage:
@@ -105,6 +106,7 @@ def make_job(
         shape=read_shape(folder / model / "hf" / "config.json"),
         source=ModelSource(source=folder / model / "hf"),
         seed=5,
+        tokenizer=settings.tokenizer.sha256,
         start=folder / model / "imported",
         out=out,
         blend=blend,

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megatron_soaes.accelerator.groups import world_rank
+from megatron_soaes.models import attention, zigzag
 from tests.training.watched import Meddler, WatchedTrainer
 
 
@@ -78,6 +80,30 @@ def forget_norm_marks(stop: int) -> Meddler:
             if name.endswith("layernorm.weight"):
                 parameter.sequence_parallel = False
         trainer.stop.received = step == stop
+
+    return meddle
+
+
+def batch_messages(stop: int) -> Meddler:
+    """Pipeline stages exchange batched messages although their chunks are interleaved."""
+
+    def meddle(trainer: WatchedTrainer, step: int) -> None:
+        for chunk in trainer.engine.chunks:
+            chunk.config.overlap_p2p_comm = False
+            chunk.config.batch_p2p_comm = True
+        trainer.stop.received = step == stop
+
+    return meddle
+
+
+def keep_gathered_order(stop: int) -> Meddler:
+    """Keys of the other context-parallel ranks stay in the order in which they were gathered."""
+
+    def meddle(trainer: WatchedTrainer, step: int) -> None:
+        attention.gathered_order = lambda ends, ranks: torch.arange(ends[-1])
+        trainer.stop.received = step == stop
+        if step == stop:
+            attention.gathered_order = zigzag.gathered_order
 
     return meddle
 

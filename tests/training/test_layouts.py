@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,48 @@ from tests.training import meddling
 from tests.training.material import BATCH, EOD, PADDED, VOCABULARY, make_job
 from tests.training.watched import Seen, differences, run
 
+SMALL_LAYOUTS = ["dp2", "tp2", "tp2-sp", "cp2"]
+RECOMPUTED = ["full", "selective"]
 EMBEDDING = "embedding.word_embeddings.weight"
 
 
 @pytest.mark.parametrize(
     ("reference", "layout"),
-    [("one", "dp2"), ("one", "tp2"), ("one", "tp2-sp"), ("one-qwen2", "tp2-sp-qwen2")],
+    [
+        *((ref, name) for ref, name in product(["one"], ["dp2", "tp2", "tp2-sp", "cp2"])),
+        *(("one", f"{name}-{kind}") for name, kind in product(SMALL_LAYOUTS, RECOMPUTED)),
+        *(("one-deep", name) for name in ("pp2", "pp2-vpp2", "pp2-uneven")),
+        *(
+            ("one-deep", f"{name}-{kind}")
+            for name, kind in product(["pp2", "pp2-vpp2"], RECOMPUTED)
+        ),
+        *(("one-qwen2", f"{name}-qwen2") for name in ("tp2-sp", "pp2", "cp2")),
+        ("one", "dp2-overlap"),
+    ],
 )
 def test_a_layout_does_not_change_the_training(together: Path, reference: str, layout: str) -> None:
     expected, found = Seen(together / reference), Seen(together / layout, ranks=2)
     assert len(found.records) == 20
     assert expected.losses[-1] < 0.8 * expected.losses[0], "nothing is learnt, so nothing is tested"
     assert differences(expected, found) == []
+
+
+@pytest.mark.parametrize("recompute", ["", "-full", "-selective"])
+@pytest.mark.parametrize("layout", ["tp2-pp2", "tp2-cp2", "pp2-dp2"])
+def test_four_processes_train_as_one(four: Path, layout: str, recompute: str) -> None:
+    expected, found = Seen(four / "one-deep"), Seen(four / f"{layout}{recompute}", ranks=4)
+    assert len(found.records) == 20
+    assert differences(expected, found) == []
+
+
+def test_batched_messages_between_interleaved_chunks_would_be_noticed(together: Path) -> None:
+    found = differences(Seen(together / "one-deep"), Seen(together / "pp2-vpp2-batched", ranks=2))
+    assert any(line.startswith("loss of step") for line in found)
+
+
+def test_keys_left_in_gathered_order_would_be_noticed(together: Path) -> None:
+    found = differences(Seen(together / "one"), Seen(together / "cp2-order", ranks=2))
+    assert any(line.startswith("loss of step 1") for line in found)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +77,7 @@ def test_a_missing_reduction_is_noticed(together: Path, layout: str, symptom: st
     assert any(line.startswith(symptom) for line in found)
 
 
-@pytest.mark.parametrize("layout", ["dp2", "tp2", "tp2-sp"])
+@pytest.mark.parametrize("layout", SMALL_LAYOUTS)
 def test_a_layout_does_not_change_the_validation(together: Path, layout: str) -> None:
     def validations(name: str) -> list[dict[str, float]]:
         records = read_records(together / name / METRICS_FILE)

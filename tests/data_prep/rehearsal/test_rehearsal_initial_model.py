@@ -42,10 +42,10 @@ def test_transformers_loads_the_directory_and_generates(corpus: Path) -> None:
     assert model.config.pad_token_id == tokenizer.pad_token_id
 
 
-def test_the_default_model_has_3_9_million_parameters(corpus: Path, tmp_path: Path) -> None:
+def test_the_default_model_has_4_0_million_parameters(corpus: Path, tmp_path: Path) -> None:
     write_initial_model(tmp_path / "m", corpus / "tokenizer", qwen2_config(4096), seed=0)
     weights = weights_of(tmp_path / "m")
-    assert sum(w.size for w in weights.values()) == 3_937_984
+    assert sum(w.size for w in weights.values()) == 4_036_800
     assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 1
 
 

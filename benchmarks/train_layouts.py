@@ -1,0 +1,139 @@
+"""What each parallel layout costs against one process on the same cores.
+
+    python -m benchmarks.train_layouts [--steps 4] [--rounds 2]
+
+Every layout trains the same model (8 layers, hidden 384, vocabulary 8192, fp32) on 8 windows of 512
+tokens a step, micro-batch 1; processes x threads is the number of cores. Layouts take turns in
+`rounds`, so that a change of the machine's speed meets all of them; the ratio is that of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from megatron_soaes.accelerator.launch import launch
+from megatron_soaes.recipe.schema import Layout
+
+SEQUENCE = 512
+GLOBAL_BATCH = 8
+VOCABULARY = 8192
+LAYOUTS = {
+    "one process": Layout(),
+    "DP2": Layout(data_parallel=2),
+    "TP2": Layout(tensor_parallel=2),
+    "TP2 + SP": Layout(tensor_parallel=2, sequence_parallel=True),
+    "PP2": Layout(pipeline_parallel=2),
+    "PP2, 2 virtual stages": Layout(pipeline_parallel=2, virtual_pipeline=2),
+    "CP2": Layout(context_parallel=2),
+}
+
+
+def time_steps(layout: Layout, steps: int) -> list[float]:
+    """Seconds of each step on this rank, the first not counted (collective)."""
+    import torch
+
+    from megatron_soaes.accelerator.device import this_device
+    from megatron_soaes.accelerator.groups import (
+        model_parallel,
+        process_group,
+        rendezvous_from_environment,
+    )
+    from megatron_soaes.data.sample import Sample, collate
+    from megatron_soaes.recipe.schema import CPTStage, ModelSource, Precision
+    from megatron_soaes.recipe.shapes import ModelShape
+    from megatron_soaes.training.engine import build_chunks, build_engine, build_options
+    from megatron_soaes.training.step import train_step
+
+    shape = ModelShape(
+        family="qwen2", layers=8, hidden=384, heads=6, kv_heads=2, head_dim=64, ffn=1024,
+        vocab_size=VOCABULARY, max_position=SEQUENCE, tied_embeddings=False, qkv_bias=True,
+        qk_norm=False, norm_eps=1e-6, rope_theta=1e4, rope_scaling=None,
+    )  # fmt: skip
+    stage = CPTStage(
+        name="bench", kind="cpt", blend="none", steps=1000, sequence_length=SEQUENCE,
+        global_batch_size=GLOBAL_BATCH, precision=Precision(dtype="fp32"),
+    )  # fmt: skip
+    seconds = []
+    with (
+        process_group(rendezvous_from_environment()),
+        model_parallel(
+            layout.tensor_parallel,
+            layout.pipeline_parallel,
+            layout.virtual_pipeline,
+            layout.context_parallel,
+        ),
+    ):
+        options = build_options(shape, ModelSource(source=Path()), layout, stage.precision)
+        chunks = build_chunks(shape, options)
+        for chunk in chunks:
+            for weight in chunk.parameters():
+                torch.nn.init.normal_(weight, 0.0, 0.02)
+        engine = build_engine(shape, chunks, stage)
+        rng = np.random.default_rng(0)
+        weights = np.ones(SEQUENCE + 1, dtype=np.float32)
+        bounds = np.array([0, SEQUENCE + 1], dtype=np.int32)
+        for _ in range(steps + 1):
+            texts = rng.integers(
+                0, VOCABULARY, (GLOBAL_BATCH // layout.data_parallel, SEQUENCE + 1)
+            )
+            batches = [
+                collate(
+                    [Sample(text, weights, bounds, 0)],
+                    this_device().torch_device,
+                    layout.document_multiple,
+                )
+                for text in texts
+            ]
+            torch.distributed.barrier()
+            start = time.perf_counter()
+            train_step(engine, batches, GLOBAL_BATCH, stop_here=False)
+            seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def main() -> None:
+    """Run all layouts in turn and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
+    times: dict[str, list[float]] = {name: [] for name in LAYOUTS}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(arguments.rounds):
+            for name, layout in LAYOUTS.items():
+                result = Path(folder) / "seconds.json"
+                rank = [layout.model_dump_json(), str(arguments.steps), str(result)]
+                code = launch("benchmarks.train_layouts", rank, layout.processes, Path(folder))
+                if code:
+                    sys.exit(code)
+                times[name] += json.loads(result.read_text(encoding="utf-8"))
+    tokens = GLOBAL_BATCH * SEQUENCE
+    alone = statistics.median(times["one process"])
+    print("| layout | tokens/s | against one process |")
+    print("| --- | --- | --- |")
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        print(f"| {name} | {tokens / median:,.0f} | {alone / median:.2f} |")
+
+
+def rank_main(layout: str, steps: str, result: str) -> None:
+    """One rank of one layout; rank 0 leaves its times in a file."""
+    seconds = time_steps(Layout.model_validate_json(layout), int(steps))
+    if os.environ["RANK"] == "0":
+        Path(result).write_text(json.dumps(seconds), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        rank_main(*sys.argv[1:])
+    else:
+        main()
