@@ -38,10 +38,12 @@ def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Run every stage of a recipe that is not done yet, on this machine."""
     from rich.console import Console
 
+    from megatron_soaes.accelerator.launch import end_at_once_on_stop_signals
     from megatron_soaes.pipeline.run import run as run_recipe
     from megatron_soaes.pipeline.summary import print_summary
     from megatron_soaes.recipe.load import load_recipe
 
+    end_at_once_on_stop_signals()
     code = run_recipe(recipe, overrides or [])
     if code == ExitCode.OK:
         print_summary(load_recipe(recipe, overrides or []), Console(highlight=False))

@@ -28,6 +28,16 @@ LOG_LINES = 20
 """Lines of a rank's log that are shown when the job failed."""
 
 
+def end_at_once_on_stop_signals() -> None:
+    """From here on SIGTERM and SIGUSR1 end this process with `ExitCode.STOPPED`.
+
+    For the time in which there is nothing to save: before a stage's own handlers, and between
+    stages. A job script then requeues, whenever the signal comes.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda received, _: os._exit(ExitCode.STOPPED))
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on at this moment."""
     with socket.socket() as probe:

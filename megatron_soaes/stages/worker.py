@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 
 from megatron_soaes import files
+from megatron_soaes.accelerator.launch import end_at_once_on_stop_signals
 from megatron_soaes.accelerator.quiet import quiet_libraries
 from megatron_soaes.errors import ExitCode, NonFiniteError, UserError
 from megatron_soaes.recipe.check_node import check_node
@@ -26,6 +27,7 @@ RESULT_FILE = "result.json"
 def main(arguments: list[str]) -> int:
     """Run one rank; rank 0 leaves its metrics in `RESULT_FILE` of the stage's folder."""
     recipe_file, name = arguments
+    end_at_once_on_stop_signals()
     quiet_libraries()
     # A stack of every thread in the log when the launcher aborts a rank that hangs.
     faulthandler.enable()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from megatron_soaes.accelerator import launch as launching
 from megatron_soaes.accelerator.launch import free_port, launch
+from megatron_soaes.errors import ExitCode
 
 RANK = "tests.accelerator.rank"
 
@@ -97,3 +100,15 @@ def test_a_signal_reaches_every_rank(tmp_path: Path, number: signal.Signals) -> 
 def test_a_free_port_is_free() -> None:
     assert free_port() != free_port()
     assert free_port() > 1023
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_with_nothing_to_save_ends_at_once(number: signal.Signals) -> None:
+    code = (
+        "import os, sys, time\n"
+        "from megatron_soaes.accelerator.launch import end_at_once_on_stop_signals\n"
+        "end_at_once_on_stop_signals()\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "time.sleep(60)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == ExitCode.STOPPED
