@@ -1,4 +1,4 @@
-"""A reduce-scatter that does not move twice the data over gloo."""
+"""Collectives that do not move more data over gloo than they need to."""
 
 from __future__ import annotations
 
@@ -32,20 +32,38 @@ def reduce_scatter(
         return torch.distributed.reduce_scatter_tensor(output, input, op, group, async_op)
     ranks = torch.distributed.get_world_size(group)
     if ranks == 1:
-        if output.data_ptr() != input.data_ptr():
-            output.copy_(input)
-        return _Finished() if async_op else None
+        return _copy(output, input, async_op)
     parts = torch.empty_like(input)
     torch.distributed.all_to_all_single(parts, input, group=group)
     torch.sum(parts.view(ranks, *output.shape), dim=0, out=output)
     return _Finished() if async_op else None
 
 
+def all_gather(
+    output: Tensor,
+    input: Tensor,
+    group: ProcessGroup | None = None,
+    async_op: bool = False,
+) -> Work | None:
+    """`torch.distributed.all_gather_into_tensor`; over one rank it moves nothing."""
+    if torch.distributed.get_world_size(group) == 1:
+        return _copy(output, input, async_op)
+    return torch.distributed.all_gather_into_tensor(output, input, group, async_op)
+
+
+def _copy(output: Tensor, source: Tensor, async_op: bool) -> Work | None:
+    """What a collective over one rank amounts to; nothing where output is its own input."""
+    if output.data_ptr() != source.data_ptr():
+        output.copy_(source)
+    return _Finished() if async_op else None
+
+
 @functools.cache
 def install() -> None:
-    """Use it for sequence parallelism and gradients (Megatron-Core 0.16.1 holds it by name)."""
+    """Use them for sequences, gradients and weights (Megatron-Core 0.16.1 holds them by name)."""
     from megatron.core.distributed import param_and_grad_buffer
     from megatron.core.tensor_parallel import layers, mappings
 
     for module in (layers, mappings, param_and_grad_buffer):
         module.dist_reduce_scatter_func = reduce_scatter
+    param_and_grad_buffer.dist_all_gather_func = all_gather

@@ -163,13 +163,16 @@ def _on_context_rank(batch: MicroBatch) -> MicroBatch:
 
 
 def _gradients_finite(engine: Engine) -> bool:
-    """Whether this rank's gradients are finite.
+    """Whether those of this rank's gradients that the global norm leaves out are finite.
 
-    The global norm does not tell: of a weight that every tensor-parallel rank holds, such as a
-    norm's, it counts the first rank's gradient only.
+    Of a weight that every tensor-parallel rank holds, such as a norm's, the norm counts the first
+    rank's gradient only; of all others a NaN shows in the norm itself.
     """
-    gradients = [p.grad for p in engine.optimizer.get_parameters() if p.grad is not None]
-    return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+    optimizers = engine.optimizer.chained_optimizers
+    counted = {g.data_ptr() for one in optimizers for g in one.get_main_grads_for_grad_norm()}
+    gradients = (p.grad for p in engine.optimizer.get_parameters() if p.grad is not None)
+    rest = [gradient for gradient in gradients if gradient.data_ptr() not in counted]
+    return not rest or bool(torch.isfinite(torch.nn.utils.get_total_norm(rest)))
 
 
 def _clip(engine: Engine, grad_norm: float) -> None:
