@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from benchmarks.gpu.subject import FULL, TINY, Subject
-from benchmarks.gpu.training_step import Figures, ours, transformers_peer
+from benchmarks.subject import FULL, TINY, Subject
+from benchmarks.training_step import Figures, ours, transformers_peer
 from megatron_soaes.accelerator.machine import Machine
 
 

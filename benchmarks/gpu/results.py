@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.gpu.subject import Subject
-from benchmarks.gpu.training_step import Figures
+from benchmarks.subject import Subject
+from benchmarks.training_step import Figures
 from megatron_soaes import files
 from megatron_soaes.accelerator.machine import Machine
 

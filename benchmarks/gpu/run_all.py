@@ -19,8 +19,8 @@ from pathlib import Path
 from benchmarks.gpu.ceiling import datasheet_tflops, measured_tflops
 from benchmarks.gpu.measurements import MEASUREMENTS, Measurement
 from benchmarks.gpu.results import Report, Row, append, section
-from benchmarks.gpu.subject import FULL, TINY
-from benchmarks.gpu.training_step import Figures
+from benchmarks.subject import FULL, TINY
+from benchmarks.training_step import Figures
 from megatron_soaes.accelerator.machine import Machine, read_machine
 
 ROOT = Path(__file__).parents[2]

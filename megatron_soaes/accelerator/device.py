@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
-from megatron_soaes.accelerator import adamw, checkpoint_writer, cpu, gloo, rotary
+from megatron_soaes.accelerator import adamw, allocator, checkpoint_writer, cpu, gloo, rotary
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Device:
 def this_device() -> Device:
     """Choose and prepare this process's accelerator; the first call patches Megatron-Core."""
     if not torch.cuda.is_available():
+        allocator.keep_freed_memory()
         cpu.install()
         gloo.install()
         rotary.install()

@@ -14,8 +14,8 @@ from benchmarks.gpu import run_all
 from benchmarks.gpu.ceiling import datasheet_tflops, measured_tflops
 from benchmarks.gpu.measurements import MEASUREMENTS, Measurement
 from benchmarks.gpu.results import Report, Row, append, section
-from benchmarks.gpu.subject import FULL, TINY
-from benchmarks.gpu.training_step import Figures, ours, transformers_peer
+from benchmarks.subject import FULL, TINY
+from benchmarks.training_step import Figures, ours, transformers_peer
 from megatron_soaes.accelerator.machine import Machine
 
 BARE = Machine("cpu", None, 0, None, 0, 4, 16 * 2**30, {"torch": "2.11.0"}, None, {})

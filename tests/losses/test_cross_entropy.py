@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megatron_soaes.accelerator.groups import Rendezvous, model_parallel, process_group
 from megatron_soaes.accelerator.launch import launch
+from megatron_soaes.losses import cross_entropy
 from megatron_soaes.losses.cross_entropy import token_losses
 
 PADDED = 64
@@ -108,3 +109,16 @@ def test_padding_would_count_if_it_were_left_in() -> None:
     case = CASES["a-little-padding"]
     losses = token_losses(case["logits"].clone(), case["labels"], PADDED)
     assert (losses - reference(case)[0] > 1e-4).all()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    case = CASES["a-little-padding"]
+    monkeypatch.setitem(cross_entropy.CHUNK_BYTES, "cpu", rows * 4 * PADDED)
+    logits = case["logits"].clone().requires_grad_()
+    losses = token_losses(logits, case["labels"], case["vocab_size"])
+    losses.sum().backward()
+    expected, gradient = reference(case)
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(logits.grad, gradient)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 
-from benchmarks.gpu.subject import Subject
+from benchmarks.subject import Subject
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.accelerator.groups import (
     Rendezvous,
@@ -19,8 +20,8 @@ from megatron_soaes.accelerator.groups import (
     seed_step,
 )
 from megatron_soaes.data.sample import MicroBatch
-from megatron_soaes.models.build import BuildOptions
-from megatron_soaes.recipe.schema import FP8, Precision, TrainingStage
+from megatron_soaes.models.build import BuildOptions, dtype_named
+from megatron_soaes.recipe.schema import Precision, TrainingStage
 from megatron_soaes.training.engine import build_chunks, build_engine
 from megatron_soaes.training.step import train_step
 
@@ -41,31 +42,46 @@ class Figures:
     """Of the last measured step, in nats: evidence that the steps trained."""
 
 
-def ours(subject: Subject, fp8: str | None = None) -> Figures:
-    """Forward, backward and update through Megatron-Core, in bf16 or with an FP8 recipe on top.
+def ours(subject: Subject, dtype: str = "bf16", fp8: str | None = None) -> Figures:
+    """Steps of this codebase, with an FP8 recipe on top where one is named."""
+    with our_step(subject, dtype, fp8) as step:
+        return measure(subject, step)
+
+
+def transformers_peer(subject: Subject) -> Figures:
+    """Steps of `transformers`, all in bf16."""
+    return measure(subject, transformers_step(subject, "bf16"))
+
+
+@contextmanager
+def our_step(
+    subject: Subject, dtype: str, fp8: str | None = None
+) -> Iterator[Callable[[int], float]]:
+    """Forward, backward and update through Megatron-Core; the number of a step to its loss.
 
     Main weights, gradients and optimizer state are fp32, as in every training stage.
     """
-    precision = Precision.model_validate({"fp8": {"recipe": fp8} if fp8 else None})
+    stage = _stage(subject, dtype, fp8)
     with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
-        engine = build_engine(subject.shape, _chunks(subject, precision.fp8), _stage(subject, fp8))
+        engine = build_engine(subject.shape, _chunks(subject, stage.precision), stage)
 
         def step(number: int) -> float:
             seed_step(1, number)
             batches = _batches(subject, number)
             return train_step(engine, batches, len(batches), False).loss
 
-        return measure(subject, step)
+        yield step
 
 
-def transformers_peer(subject: Subject) -> Figures:
+def transformers_step(subject: Subject, dtype: str) -> Callable[[int], float]:
     """The same model and tokens in `transformers` with SDPA and a fused AdamW.
 
-    Weights, gradients and optimizer state are all bf16: less work and memory than `ours`, the way
-    it is used where speed counts.
+    Weights, gradients and optimizer state are all of `dtype`: in bf16 less work and memory than
+    ours, the way it is used where speed counts.
     """
     shape = subject.shape
-    device = this_device().torch_device
+    # Not `this_device()`: the peer runs as `transformers` alone would, without our settings.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = transformers.Qwen2Config(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden,
@@ -79,12 +95,14 @@ def transformers_peer(subject: Subject) -> Figures:
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         attn_implementation="sdpa",
     )
-    model = transformers.Qwen2ForCausalLM(config).to(device=device, dtype=torch.bfloat16).train()
+    model = (
+        transformers.Qwen2ForCausalLM(config).to(device=device, dtype=dtype_named(dtype)).train()
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
 
     def step(number: int) -> float:
         total = torch.zeros((), device=device)
-        for tokens in subject.tokens(number):
+        for tokens in subject.tokens(number, device):
             # `labels` would be shifted by one inside; the labels here are shifted already.
             logits = model(tokens[:, :-1], use_cache=False).logits.float()
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
@@ -95,7 +113,7 @@ def transformers_peer(subject: Subject) -> Figures:
         optimizer.zero_grad()
         return float(total)
 
-    return measure(subject, step)
+    return step
 
 
 def measure(subject: Subject, step: Callable[[int], float]) -> Figures:
@@ -112,7 +130,7 @@ def measure(subject: Subject, step: Callable[[int], float]) -> Figures:
     return Figures(measured[len(measured) // 2], device.peak_memory_bytes(), losses[0], losses[-1])
 
 
-def _stage(subject: Subject, fp8: str | None) -> TrainingStage:
+def _stage(subject: Subject, dtype: str, fp8: str | None) -> TrainingStage:
     return TrainingStage.model_validate(
         {
             "name": "benchmark",
@@ -120,7 +138,7 @@ def _stage(subject: Subject, fp8: str | None) -> TrainingStage:
             "steps": subject.warm_up + subject.steps,
             "sequence_length": subject.sequence_length,
             "global_batch_size": subject.micro_batches,
-            "precision": {"fp8": {"recipe": fp8} if fp8 else None},
+            "precision": {"dtype": dtype, "fp8": {"recipe": fp8} if fp8 else None},
             "optimizer": {"lr": LR},
             "schedule": {"shape": "constant"},
         }
@@ -128,9 +146,10 @@ def _stage(subject: Subject, fp8: str | None) -> TrainingStage:
 
 
 @torch.no_grad()
-def _chunks(subject: Subject, fp8: FP8 | None) -> list[Any]:
+def _chunks(subject: Subject, precision: Precision) -> list[Any]:
     """The model with random weights: products normal, norms 1, biases 0."""
-    options = BuildOptions(torch.bfloat16, subject.shape.padded_vocab_size(MULTIPLE), fp8=fp8)
+    rows = subject.shape.padded_vocab_size(MULTIPLE)
+    options = BuildOptions(dtype_named(precision.dtype), rows, fp8=precision.fp8)
     chunks = build_chunks(subject.shape, options)
     torch.manual_seed(1)
     for name, parameter in chunks[0].named_parameters():
@@ -156,5 +175,5 @@ def _batches(subject: Subject, step: int) -> list[MicroBatch]:
             longest=length,
             sources=(0,) * count,
         )
-        for tokens in subject.tokens(step)
+        for tokens in subject.tokens(step, device)
     ]
