@@ -1,0 +1,137 @@
+"""Tables of one result and of a comparison, for people."""
+
+from __future__ import annotations
+
+import math
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from megatron_soaes.evaluation.compare import Comparison, Row
+from megatron_soaes.evaluation.result import EvaluationResult
+from megatron_soaes.evaluation.statistics import (
+    CONFIDENCE,
+    MINIMUM_ITEMS,
+    Flips,
+    Interval,
+    Verdict,
+)
+
+KEPT = {
+    Verdict.SHOWN: "kept",
+    Verdict.MISSED: "lost",
+    Verdict.NOT_SHOWN: "not shown",
+    Verdict.NOT_MEASURABLE: "not measurable",
+}
+
+
+def result_table(result: EvaluationResult) -> Table:
+    """Every measure of every suite and of its parts, with the profile it was taken in."""
+    model = result.model
+    at = f", iteration {model.iteration}" if model.iteration is not None else ""
+    table = Table(title=escape(f"{model.name}{at} ({model.weights_sha256[:12]})"))
+    for heading in ("suite", "measure", "items", "value", "without empty", "chance"):
+        table.add_column(heading, justify="left" if heading in ("suite", "measure") else "right")
+    for name, suite in result.suites.items():
+        for part, items in suite.parts():
+            where = f"{name}[{part}]" if part else name
+            for measure, scores in items.measures.items():
+                numbers = (scores.value, scores.mean_of_nonempty, scores.chance)
+                shown = [_value(number, scores.unit) for number in numbers]
+                table.add_row(escape(where), measure, str(len(items.ids)), *shown)
+        for measure, value in suite.unpaired.items():
+            table.add_row(escape(name), measure, str(len(suite.ids)), f"{value:.4g}", "", "")
+    described = {k: v for suite in result.suites.values() for k, v in suite.profiles.items()}
+    table.caption = Text("\n".join(f"{name}: {text}" for name, text in described.items()))
+    table.caption_justify = "left"
+    return table
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """The values with their ratios, the retention verdicts, and the targets when there are any."""
+    tables = [_values(comparison), _retention(comparison)]
+    return [*tables, _targets(comparison)] if comparison.targets else tables
+
+
+def _values(comparison: Comparison) -> Table:
+    table = Table(title=escape(f"against {comparison.base}"))
+    for heading in ("suite", "measure", "items", "model"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("base", "new", "new / base", "new - base", "flips + / - (p)"):
+        table.add_column(heading, justify="right")
+    table.add_column("change")
+    for row in comparison.rows:
+        paired, unit = row.paired, row.unit
+        table.add_row(
+            escape(row.suite), row.measure, str(paired.items), escape(row.model),
+            _value(paired.base.value, unit), _value(paired.new.value, unit),
+            _interval(paired.ratio, ".3f"), _interval(paired.difference, "+.2f"),
+            _flips(paired.flips), row.change.value,
+        )  # fmt: skip
+    table.caption = (
+        f"in brackets: {CONFIDENCE:.0%} interval over the items, each on its own; p: McNemar, exact"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _retention(comparison: Comparison) -> Table:
+    table = Table(title=escape(f"what is kept of {comparison.base}"))
+    for heading in ("suite", "measure", "model"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("kept %", "margin", "power"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for row in comparison.rows:
+        table.add_row(
+            escape(row.suite), row.measure, escape(row.model),
+            _interval(_percent(row.paired.ratio), ".1f"), row.retention.margin,
+            f"{row.retention.power:.0%}", _kept(row),
+        )  # fmt: skip
+    table.caption = (
+        "power: the chance that an equal model is shown to be within the margin on these items; "
+        f"fewer than {MINIMUM_ITEMS} items show nothing"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _targets(comparison: Comparison) -> Table:
+    table = Table(title="targets")
+    for heading in ("target", "measure", "model", "measured", "verdict"):
+        table.add_column(heading, overflow="fold")
+    for row in comparison.targets:
+        table.add_row(
+            escape(row.target), escape(row.path), escape(row.model),
+            _interval(row.interval, ".3f"), row.verdict.value,
+        )  # fmt: skip
+    return table
+
+
+def _kept(row: Row) -> str:
+    verdict = KEPT[row.retention.verdict]
+    if row.measurable is False and row.chance is not None:
+        base = _interval(row.paired.base, ".1f")
+        return f"{verdict}: base {base}, chance {row.chance:.1f}"
+    return verdict
+
+
+def _percent(ratio: Interval) -> Interval:
+    return Interval(100 * ratio.value, 100 * ratio.low, 100 * ratio.high, ratio.method)
+
+
+def _interval(interval: Interval, form: str) -> str:
+    value = "undefined" if math.isnan(interval.value) else format(interval.value, form)
+    high = "no bound" if math.isinf(interval.high) else format(interval.high, form)
+    return f"{value} \\[{interval.low:{form}}, {high}]"
+
+
+def _value(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f} %" if unit == "%" else f"{value:.4g} {unit}".rstrip()
+
+
+def _flips(flips: Flips | None) -> str:
+    return f"{flips.gained} / {flips.lost} ({flips.p_value:.3g})" if flips else ""
