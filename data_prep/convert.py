@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from data_prep.encoders import BackendChoice, Encoder, choose_encoder
-from data_prep.progress import Progress
-from data_prep.ranges import RANGE_BYTES, InputFile, InputRange, find_inputs, plan_ranges
+from data_prep.ranges import InputFile, InputRange, find_inputs, plan_ranges
 from data_prep.readers import read_batches
-from data_prep.shards import (
-    BadLineError,
-    Counts,
-    ShardJob,
-    merge_bad_lines,
-    merge_index,
-    merge_tokens,
-    read_counts,
+from data_prep.run import (
+    Log,
+    check_numbers,
+    check_targets,
+    check_token_type,
+    check_unchanged,
+    describe_code,
+    describe_inputs,
+    first_texts,
+    telling_how_to_go_on,
+    write_ranges,
 )
+from data_prep.shards import merge_bad_lines, total_counts
+from data_prep.text_shards import TextCounts, TextJob, merge_index, merge_tokens
 from data_prep.tokenizer import TokenizerInfo, load_tokenizer
 from data_prep.work_directory import (
     is_merged,
@@ -35,11 +38,9 @@ from data_prep.work_directory import (
     publish,
     work_directory,
 )
-from data_prep.workers import run_ranges
 from megatron_soaes.errors import UserError
 from megatron_soaes.files import write_json
 
-SAMPLE_CHARACTERS = 500_000
 BAD_LINES = "bad-lines.jsonl"
 MANIFEST = "manifest.json"
 
@@ -103,7 +104,7 @@ class ConvertSummary:
 
 
 def convert(
-    options: ConvertOptions, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+    options: ConvertOptions, log: Log = lambda line: print(line, file=sys.stderr)
 ) -> ConvertSummary:
     """Convert a corpus; the outputs appear whole, the manifest last.
 
@@ -115,49 +116,37 @@ def convert(
     _check_options(options)
     directory = work_directory(options.output_prefix)
     files = find_inputs(options.inputs)
-    _check_targets(options, files, resuming=is_merged(directory))
+    check_targets(options, files, resuming=is_merged(directory))
     ranges = plan_ranges(files, options.json_keys, options.partitions)
     info, reference = load_tokenizer(options.tokenizer_model, options.include_special_tokens)
     _check_tokenizer(options, info)
     encoder, reason = choose_encoder(
-        info, reference, options.backend, lambda: _sample(ranges, options.json_keys)
+        info, reference, options.backend, lambda: first_texts(_texts(ranges, options.json_keys))
     )
     log(f"encoder: {reason}")
-    job = ShardJob(
-        directory, info, options.json_keys, options.append_eod, options.skip_bad_lines is not None
-    )
+    collect_bad = options.skip_bad_lines is not None
+    job = TextJob(directory, info, collect_bad, options.json_keys, options.append_eod)
     fingerprint = _fingerprint(options, files, info, encoder)
-    try:
-        with open_work_directory(directory, fingerprint, options.overwrite):
-            reused = _encode(options, job, ranges, encoder, log)
-            counts = _total(job, ranges)
-            _check_outcome(options, files, counts)
-            summary = _summarise(
-                options,
-                ranges,
-                counts,
-                encoder=encoder,
-                reason=reason,
-                reused=reused,
-                started=started,
-            )
-            if not is_merged(directory):
-                _merge(options, job, ranges, counts, {**_manifest(summary), "run": fingerprint})
-            publish(directory, options.targets())
-    except KeyboardInterrupt:
-        done = sum(job.shard(source).exists() for source in ranges)
-        log(
-            f"stopped: {done} of {len(ranges)} ranges are finished and kept in {directory}; "
-            "the same command goes on from there"
+    with (
+        telling_how_to_go_on(job, ranges, log),
+        open_work_directory(directory, fingerprint, options.overwrite),
+    ):
+        reused = write_ranges(options, job, ranges, encoder, log)
+        counts = total_counts(job, ranges)
+        _check_outcome(options, files, counts)
+        summary = _summarise(
+            options, ranges, counts, encoder=encoder, reason=reason, reused=reused, started=started
         )
-        raise
+        if not is_merged(directory):
+            _merge(options, job, ranges, counts, {**_manifest(summary), "run": fingerprint})
+        publish(directory, options.targets())
     return summary
 
 
 def _summarise(
     options: ConvertOptions,
     ranges: list[InputRange],
-    counts: Counts,
+    counts: TextCounts,
     *,
     encoder: Encoder,
     reason: str,
@@ -182,13 +171,7 @@ def _summarise(
 
 
 def _check_options(options: ConvertOptions) -> None:
-    for flag, value in (
-        ("--workers", options.workers),
-        ("--partitions", 1 if options.partitions is None else options.partitions),
-        ("--log-interval", options.log_interval),
-    ):
-        if value < 1:
-            raise UserError(flag, str(value), "1 or more", "Raise it.")
+    check_numbers(options)
     keys = options.json_keys
     if not keys or len(set(keys)) < len(keys) or any("/" in key or not key for key in keys):
         raise UserError(
@@ -199,25 +182,6 @@ def _check_options(options: ConvertOptions) -> None:
         )
 
 
-def _check_targets(options: ConvertOptions, files: list[InputFile], resuming: bool) -> None:
-    targets = options.targets().values()
-    protected = {file.path.resolve() for file in files}
-    for target in targets:
-        if target.resolve() in protected:
-            raise UserError(
-                target, "an input of this run", "a new file", "Choose another name for the output."
-            )
-        protected.add(target.resolve())
-        if target.exists() and not options.overwrite and not resuming:
-            raise UserError(
-                target,
-                "an existing file",
-                "no output of an earlier run",
-                "Choose another --output-prefix, or replace it with --overwrite.",
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-
-
 def _check_tokenizer(options: ConvertOptions, info: TokenizerInfo) -> None:
     if options.append_eod and info.eod_id is None:
         raise UserError(
@@ -226,30 +190,13 @@ def _check_tokenizer(options: ConvertOptions, info: TokenizerInfo) -> None:
             "the token that --append-eod puts after each document",
             "Add eos_token to that file, or leave --append-eod out.",
         )
-    limit = 2**16 if info.vocab_size < 65500 else 2**31
-    if info.largest_id >= limit:
-        raise UserError(
-            info.path,
-            f"the id {info.largest_id} in a vocabulary of {info.vocab_size} tokens",
-            f"ids below {limit}, which is what the token type Megatron chooses can hold",
-            "Number the tokens without gaps.",
-        )
+    check_token_type(info)
 
 
-def _sample(ranges: list[InputRange], keys: tuple[str, ...]) -> list[str]:
-    """The first documents of the corpus, `SAMPLE_CHARACTERS` of them."""
+def _texts(ranges: list[InputRange], keys: tuple[str, ...]) -> Iterator[list[str]]:
     for source in ranges:
         for batch in read_batches(source, keys):
-            texts: list[str] = []
-            left = SAMPLE_CHARACTERS
-            for text in (text for column in batch.texts.values() for text in column):
-                if left <= 0:
-                    break
-                texts.append(text[:left])
-                left -= len(text)
-            if texts:
-                return texts
-    return []
+            yield [text for column in batch.texts.values() for text in column]
 
 
 def _fingerprint(
@@ -257,72 +204,18 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """Everything the bytes of a shard depend on."""
     return {
-        "inputs": [
-            {"path": str(file.path.resolve()), "size": file.size, "modified_ns": file.modified_ns}
-            for file in files
-        ],
+        "inputs": describe_inputs(files),
         "json_keys": options.json_keys,
         "append_eod": options.append_eod,
         "partitions": options.partitions,
         "skip_bad_lines": options.skip_bad_lines is not None,
         "tokenizer": {**asdict(info), "path": str(info.path.resolve())},
-        "backend": encoder.name,
-        "range_bytes": RANGE_BYTES,
-        "packages": {name: _version(name) for name in ("fastokens", "tokenizers")},
+        **describe_code(encoder, ("fastokens", "tokenizers")),
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _encode(
-    options: ConvertOptions,
-    job: ShardJob,
-    ranges: list[InputRange],
-    encoder: Encoder,
-    log: Callable[[str], None],
-) -> int:
-    """Write the shards that are not there yet; returns how many were there."""
-    missing = [source for source in ranges if not job.shard(source).exists()]
-    reused = len(ranges) - len(missing)
-    if reused:
-        log(f"{reused} of {len(ranges)} ranges were finished earlier and are kept")
-    progress = Progress(sum(source.size for source in missing), options.log_interval, log)
-    try:
-        run_ranges(job, missing, encoder, options.workers, progress.advance)
-    except BadLineError as bad:
-        earlier = (s for s in ranges[: bad.source.index] if s.path == bad.source.path)
-        lines = sum(read_counts(job, source).lines for source in earlier)
-        raise UserError(
-            bad.source.place(lines + bad.number),
-            bad.problem.found,
-            f"a JSON object with a string at {', '.join(map(repr, options.json_keys))}",
-            "Correct the line, or collect such lines in a file with --skip-bad-lines FILE.",
-        ) from bad
-    return reused
-
-
-def _total(job: ShardJob, ranges: list[InputRange]) -> Counts:
-    total = Counts(tokens=dict.fromkeys(job.keys, 0), sequences=dict.fromkeys(job.keys, 0))
-    for source in ranges:
-        total.add(read_counts(job, source))
-    return total
-
-
-def _check_outcome(options: ConvertOptions, files: list[InputFile], counts: Counts) -> None:
-    for file in files:
-        status = file.path.stat()
-        if (status.st_size, status.st_mtime_ns) != (file.size, file.modified_ns):
-            raise UserError(
-                file.path,
-                "a file that changed while it was converted",
-                "inputs that rest",
-                "Convert again when nothing writes to it.",
-            )
+def _check_outcome(options: ConvertOptions, files: list[InputFile], counts: TextCounts) -> None:
+    check_unchanged(files)
     for key, tokens in counts.tokens.items():
         if not tokens:
             raise UserError(
@@ -336,9 +229,9 @@ def _check_outcome(options: ConvertOptions, files: list[InputFile], counts: Coun
 
 def _merge(
     options: ConvertOptions,
-    job: ShardJob,
+    job: TextJob,
     ranges: list[InputRange],
-    counts: Counts,
+    counts: TextCounts,
     manifest: dict[str, Any],
 ) -> None:
     with merging(job.directory) as outputs:

@@ -29,7 +29,7 @@ class Reason(StrEnum):
 class BadDocumentError(Exception):
     """A line that holds no document: `found` says what stands there, `raw` is the line itself."""
 
-    def __init__(self, reason: Reason, found: str, raw: bytes) -> None:
+    def __init__(self, reason: StrEnum, found: str, raw: bytes) -> None:
         super().__init__(reason, found, raw)
         self.reason = reason
         self.found = found
@@ -58,42 +58,53 @@ def parse_json_line(line: bytes, keys: tuple[str, ...]) -> list[str] | None:
     A line is read as Python's `json` reads it: the last of two equal keys wins, NaN is allowed.
     Raises `BadDocumentError`.
     """
-    try:
-        return select_texts(orjson.loads(line), keys, line)
-    except orjson.JSONDecodeError:
-        if not line.strip(b" \t\r\n"):
-            return None
-    texts = select_texts(_loads_as_python(line), keys, line)
-    for key, text in zip(keys, texts, strict=True):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            found = f"half a surrogate pair at '{key}'"
-            raise BadDocumentError(Reason.LONE_SURROGATE, found, line) from None
-    return texts
-
-
-def select_texts(record: object, keys: tuple[str, ...], raw: bytes) -> list[str]:
-    """The string at each of `keys` of a JSON object. Raises `BadDocumentError`."""
-    if not isinstance(record, dict):
-        raise BadDocumentError(Reason.NOT_AN_OBJECT, f"a JSON {_json_type(record)}", raw)
+    record = parse_json_object(line)
+    if record is None:
+        return None
     texts: list[str] = []
     for key in keys:
         text = record.get(key)
         if type(text) is not str:
-            raise _no_text(record, key, raw)
+            raise _no_text(record, key, line)
+        if b"\\u" in line:
+            check_surrogates(text, f"at '{key}'", line)
         texts.append(text)
     return texts
 
 
+def parse_json_object(line: bytes) -> dict[str, object] | None:
+    """The JSON object on a line, as Python's `json` reads it, or None for a blank line.
+
+    Its strings may hold halves of surrogate pairs. Raises `BadDocumentError`.
+    """
+    try:
+        record: object = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        if not line.strip(b" \t\r\n"):
+            return None
+        record = _loads_as_python(line)
+    if not isinstance(record, dict):
+        raise BadDocumentError(Reason.NOT_AN_OBJECT, f"a JSON {json_type(record)}", line)
+    return record
+
+
+def check_surrogates(text: str, place: str, raw: bytes) -> None:
+    """Raise `BadDocumentError` for text that cannot be written as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        found = f"half a surrogate pair {place}"
+        raise BadDocumentError(Reason.LONE_SURROGATE, found, raw) from None
+
+
 def _no_text(record: dict[str, object], key: str, raw: bytes) -> BadDocumentError:
     if key not in record:
-        present = _shorten(", ".join(record)) or "none"
+        present = shorten(", ".join(record)) or "none"
         return BadDocumentError(Reason.MISSING_KEY, f"no key '{key}' (keys: {present})", raw)
     value = record[key]
     if value is None:
         return BadDocumentError(Reason.NULL_VALUE, f"null at '{key}'", raw)
-    return BadDocumentError(Reason.NOT_A_STRING, f"a JSON {_json_type(value)} at '{key}'", raw)
+    return BadDocumentError(Reason.NOT_A_STRING, f"a JSON {json_type(value)} at '{key}'", raw)
 
 
 def _loads_as_python(line: bytes) -> object:
@@ -111,18 +122,20 @@ def _loads_as_python(line: bytes) -> object:
         detail = "nested too deeply"
     except ValueError as error:
         detail = str(error)
-    found = f"invalid JSON ({detail}) in {_shorten(text.strip())!r}"
+    found = f"invalid JSON ({detail}) in {shorten(text.strip())!r}"
     raise BadDocumentError(Reason.INVALID_JSON, found, line)
 
 
-def _json_type(value: object) -> str:
+def json_type(value: object) -> str:
+    """The name of a parsed value's JSON type."""
     names: dict[type, str] = {list: "array", dict: "object", bool: "boolean", str: "string"}
     if value is None:
         return "null"
     return names.get(type(value), "number")
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """The start of a text, for a message."""
     return text if len(text) <= FOUND_CHARACTERS else text[:FOUND_CHARACTERS] + "..."
 
 

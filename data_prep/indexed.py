@@ -26,7 +26,7 @@ from megatron_soaes.errors import ExitCode, UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
-TYPE_CODES = {"<i4": 4, "<u2": 8}
+TYPE_CODES = {"<i4": 4, "<f4": 7, "<u2": 8}
 COPY_BYTES = 16 * 2**20
 
 TokenLengths = npt.NDArray[np.int32]
@@ -121,7 +121,7 @@ def open_indexed(prefix: Path) -> IndexedDataset:
     types = {number: name for name, number in TYPE_CODES.items()}
     if magic != MAGIC or version != 1 or code not in types:
         found = f"magic {magic!r}, version {version}, type code {code}"
-        raise _broken(index_path, found, "an index of int32 or uint16 tokens")
+        raise _broken(index_path, found, "an index of int32, uint16 or float32 values")
     size = HEADER.size + 12 * sequences + 8 * boundaries
     if len(index) != size:
         raise _broken(index_path, f"{len(index)} bytes", f"{size} by its header")

@@ -1,8 +1,9 @@
-"""Text columns of Parquet files, read by row group."""
+"""Parquet files, read by row group: text columns, or whole rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,15 @@ if TYPE_CHECKING:
 STRING_TYPES = ("string", "large_string", "string_view")
 
 
-def row_groups(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, int, int]]:
+def row_groups(path: Path, keys: tuple[str, ...] | None) -> Iterator[tuple[int, int, int]]:
     """(first row group, next row group, bytes on the disk of the columns `keys`), one at a time.
 
-    Raises `UserError` when a column is missing or holds no strings.
+    None for `keys` means all columns. Raises `UserError` when a column is missing or holds no
+    strings.
     """
     with _open(path) as file:
         schema = file.schema_arrow
-        for key in keys:
+        for key in keys or ():
             if key not in schema.names:
                 raise UserError(
                     path,
@@ -43,7 +45,8 @@ def row_groups(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, int, in
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             columns = [group.column(position) for position in range(group.num_columns)]
-            size = sum(c.total_compressed_size for c in columns if c.path_in_schema in keys)
+            read = [c for c in columns if keys is None or c.path_in_schema in keys]
+            size = sum(column.total_compressed_size for column in read)
             yield number, number + 1, size
 
 
@@ -54,6 +57,39 @@ def read_row_group(
 
     `size` is what the row group counts in progress. Raises `UserError` when the file is damaged.
     """
+    for table, first, share in _tables(path, number, list(keys), batch_bytes):
+        columns = [_values(table.column(key)) for key in keys]
+        yield _batch(columns, keys, first, table.num_rows, int(share * size))
+
+
+def read_rows(
+    path: Path, number: int, batch_bytes: int, size: int
+) -> Iterator[tuple[list[dict[str, object] | BadDocumentError], int]]:
+    """The rows of one row group as JSON objects, and the part of `size` that each batch counts.
+
+    A batch is about `batch_bytes`. A row that is not UTF-8 is a `BadDocumentError`. Raises
+    `UserError` when the file is damaged.
+    """
+    for table, _, share in _tables(path, number, None, batch_bytes):
+        try:
+            rows = table.to_pylist()
+        except UnicodeDecodeError:
+            rows = [_row(table.slice(position, 1)) for position in range(table.num_rows)]
+        yield rows, int(share * size)
+
+
+def _row(table: Any) -> dict[str, object] | BadDocumentError:
+    try:
+        row: dict[str, object] = table.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return BadDocumentError(Reason.INVALID_UTF8, "invalid UTF-8", error.object)
+    return row
+
+
+def _tables(
+    path: Path, number: int, columns: list[str] | None, batch_bytes: int
+) -> Iterator[tuple[Any, int, Fraction]]:
+    """Record batches of one row group with their first row, from 1, and their share of its rows."""
     import pyarrow
 
     with _open(path) as file:
@@ -61,10 +97,8 @@ def read_row_group(
         rows = max(1, group.num_rows * batch_bytes // max(1, group.total_byte_size))
         first = 1
         try:
-            for table in file.iter_batches(rows, row_groups=[number], columns=list(keys)):
-                columns = [_values(table.column(key)) for key in keys]
-                share = size * table.num_rows // group.num_rows
-                yield _batch(columns, keys, first, table.num_rows, share)
+            for table in file.iter_batches(rows, row_groups=[number], columns=columns):
+                yield table, first, Fraction(table.num_rows, group.num_rows)
                 first += table.num_rows
         except (pyarrow.ArrowException, OSError) as error:
             raise damaged_file(path, error) from error

@@ -98,13 +98,16 @@ def _format(path: Path) -> Format:
 
 
 def plan_ranges(
-    files: list[InputFile], keys: tuple[str, ...], partitions: int | None
+    files: list[InputFile],
+    keys: tuple[str, ...] | None,
+    partitions: int | None,
+    range_bytes: int | None = None,
 ) -> list[InputRange]:
-    """Cut files into ranges, in corpus order.
+    """Cut files into ranges, in corpus order. `keys` are the text columns read; None: whole rows.
 
     A plain JSONL file is cut into `partitions` equal byte ranges, by default into as many as keep
-    a range within `RANGE_BYTES`. Raises `UserError` when `partitions` is asked of a file that has
-    no byte ranges, and when a Parquet file lacks a text column.
+    a range within `range_bytes` (None: `RANGE_BYTES`). Raises `UserError` when `partitions` is
+    asked of a file that has no byte ranges, and when a Parquet file lacks a text column.
     """
     ranges: list[InputRange] = []
     for file in files:
@@ -115,19 +118,19 @@ def plan_ranges(
                 "plain JSONL inputs, which can be cut at any byte",
                 "Leave --partitions out or decompress the file.",
             )
-        for start, stop, size in _cuts(file, keys, partitions):
+        for start, stop, size in _cuts(file, keys, partitions, range_bytes or RANGE_BYTES):
             ranges.append(InputRange(len(ranges), file.path, file.format, start, stop, size))
     return ranges
 
 
 def _cuts(
-    file: InputFile, keys: tuple[str, ...], partitions: int | None
+    file: InputFile, keys: tuple[str, ...] | None, partitions: int | None, range_bytes: int
 ) -> Iterator[tuple[int, int, int]]:
     """(start, stop, bytes on the disk) of the ranges of one file."""
     if file.format is Format.PARQUET:
         yield from row_groups(file.path, keys)
     elif file.format is Format.JSONL:
-        count = partitions or max(1, -(-file.size // RANGE_BYTES))
+        count = partitions or max(1, -(-file.size // range_bytes))
         edges = [file.size * part // count for part in range(count + 1)]
         yield from ((start, stop, stop - start) for start, stop in pairwise(edges) if stop > start)
     else:

@@ -37,7 +37,7 @@ def read_batches(source: InputRange, keys: tuple[str, ...]) -> Iterator[Batch]:
         yield from read_row_group(source.path, source.start, keys, BATCH_BYTES, source.size)
         return
     first = 1
-    for lines, size in _line_groups(source):
+    for lines, size in line_groups(source):
         yield _parse_lines(lines, keys, first, size)
         first += len(lines)
 
@@ -60,8 +60,11 @@ def _parse_lines(lines: list[bytes], keys: tuple[str, ...], first: int, size: in
     return Batch(columns, bad, len(lines), blank, size)
 
 
-def _line_groups(source: InputRange) -> Iterator[tuple[list[bytes], int]]:
-    """Groups of lines, and the bytes each group took on the disk."""
+def line_groups(source: InputRange) -> Iterator[tuple[list[bytes], int]]:
+    """Groups of lines of about `BATCH_BYTES`, and the bytes each group took on the disk.
+
+    Raises `UserError` when a compressed file is damaged or cut short.
+    """
     with source.path.open("rb", buffering=READ_BUFFER_BYTES) as raw:
         if source.start:
             # A line that runs over the start belongs to the range before.

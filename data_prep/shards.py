@@ -1,74 +1,101 @@
-"""One range of a corpus as files, and the files of all ranges as one dataset.
+"""One range of a corpus as files: what every kind of conversion has in common.
 
 A shard is a directory that appears whole, so a range is finished exactly when its directory exists.
-It holds, for the n-th key, `n.tokens` (the bytes of a `.bin`) and `n.lengths` (int32, the tokens of
-every document), and `bad.jsonl` and `counts.json`.
+Beside the files of the job it holds `bad.jsonl` and `counts.json`.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 import orjson
 
-from data_prep.documents import BadDocumentError, Batch
+from data_prep.documents import BadDocumentError
 from data_prep.encoders import Encoder
-from data_prep.indexed import TokenLengths, concatenate, token_dtype, write_index
 from data_prep.ranges import InputRange
-from data_prep.readers import read_batches
 from data_prep.tokenizer import TokenizerInfo
 from megatron_soaes.files import atomic_directory, write_json
-
-SHARD_FILES = ("tokens", "lengths")
 
 Report = Callable[[int, int], None]
 """Called after each batch with the bytes read and the documents written since the last call."""
 
 
-@dataclass(frozen=True)
-class ShardJob:
-    """What all ranges of a run have in common."""
-
-    directory: Path
-    tokenizer: TokenizerInfo
-    keys: tuple[str, ...]
-    append_eod: bool
-    collect_bad: bool
-    """Collect bad lines in the shard; otherwise the first one raises `BadLineError`."""
-
-    def shard(self, source: InputRange) -> Path:
-        """The directory of a range's shard."""
-        return self.directory / f"range-{source.index:06d}"
-
-
 @dataclass
 class Counts:
-    """What was read and written; `tokens` and `sequences` are by key, `bad` by reason."""
+    """What was read and written; a job adds its own counts, as numbers or as numbers by name."""
 
     lines: int = 0
     blank: int = 0
     documents: int = 0
-    tokens: dict[str, int] = field(default_factory=dict)
-    sequences: dict[str, int] = field(default_factory=dict)
     bad: dict[str, int] = field(default_factory=dict)
+    """By reason."""
 
     def add(self, other: Counts) -> None:
-        """Add the counts of another range."""
-        self.lines += other.lines
-        self.blank += other.blank
-        self.documents += other.documents
-        for name in ("tokens", "sequences", "bad"):
-            mine = getattr(self, name)
-            for key, count in getattr(other, name).items():
-                mine[key] = mine.get(key, 0) + count
+        """Add the counts of another batch or range of the same job."""
+        for part in fields(self):
+            mine, added = getattr(self, part.name), getattr(other, part.name)
+            if isinstance(mine, dict):
+                for name, count in added.items():
+                    mine[name] = mine.get(name, 0) + count
+            else:
+                setattr(self, part.name, mine + added)
+
+
+CountsT = TypeVar("CountsT", bound=Counts)
+
+
+@dataclass(frozen=True)
+class EncodedBatch(Generic[CountsT]):
+    """Consecutive documents of a range, ready to be written.
+
+    `arrays` are appended to the job's files, in their order; `counts` leaves `bad` out.
+    """
+
+    arrays: tuple[npt.NDArray[Any], ...]
+    counts: CountsT
+    bad: list[tuple[int, BadDocumentError]]
+    """Bad lines with their number in the range, from 1, rising."""
+    size: int
+    """Bytes on the disk."""
+
+
+@dataclass(frozen=True)
+class ShardJob(ABC, Generic[CountsT]):
+    """What all ranges of a run have in common; sent to every worker process."""
+
+    directory: Path
+    tokenizer: TokenizerInfo
+    collect_bad: bool
+    """Collect bad lines in the shard; otherwise the first one raises `BadLineError`."""
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[str, ...]:
+        """The names of the binary files in a shard."""
+
+    @abstractmethod
+    def no_counts(self) -> CountsT:
+        """This job's counts, all zero."""
+
+    @abstractmethod
+    def encode_range(self, source: InputRange, encoder: Encoder) -> Iterator[EncodedBatch[CountsT]]:
+        """Read and encode a range. Raises `UserError` for a damaged file."""
+
+    @abstractmethod
+    def rule(self, problem: BadDocumentError) -> tuple[str, str]:
+        """What a bad line should have been, and what to do about it."""
+
+    def shard(self, source: InputRange) -> Path:
+        """The directory of a range's shard."""
+        return self.directory / f"range-{source.index:06d}"
 
 
 class BadLineError(Exception):
@@ -81,60 +108,26 @@ class BadLineError(Exception):
         self.problem = problem
 
 
-def write_shard(job: ShardJob, source: InputRange, encoder: Encoder, report: Report) -> None:
+def write_shard(
+    job: ShardJob[CountsT], source: InputRange, encoder: Encoder, report: Report
+) -> None:
     """Encode one range. Raises `BadLineError`, and `UserError` for a damaged file."""
     with atomic_directory(job.shard(source)) as shard:
-        counts = Counts()
+        counts = job.no_counts()
         with ExitStack() as files:
-            outputs = [
-                tuple(
-                    files.enter_context((shard / f"{n}.{kind}").open("wb")) for kind in SHARD_FILES
-                )
-                for n in range(len(job.keys))
-            ]
+            outputs = [files.enter_context((shard / name).open("wb")) for name in job.files]
             bad_lines = files.enter_context((shard / "bad.jsonl").open("wb"))
-            for batch in read_batches(source, job.keys):
+            for batch in job.encode_range(source, encoder):
                 if batch.bad and not job.collect_bad:
                     raise BadLineError(source, *batch.bad[0])
-                bad_lines.writelines(_bad_record(number, found) for number, found in batch.bad)
-                added = _count_batch(batch)
-                for key, (token_file, length_file) in zip(job.keys, outputs, strict=True):
-                    tokens, lengths = _encode(job, encoder, batch.texts[key])
-                    token_file.write(tokens.data)
-                    length_file.write(lengths.data)
-                    added.tokens[key] = len(tokens)
-                    added.sequences[key] = int(np.count_nonzero(lengths))
-                counts.add(added)
-                report(batch.size, added.documents)
+                for number, problem in batch.bad:
+                    bad_lines.write(_bad_record(number, problem))
+                    counts.bad[problem.reason] = counts.bad.get(problem.reason, 0) + 1
+                for output, array in zip(outputs, batch.arrays, strict=True):
+                    output.write(array.data)
+                counts.add(batch.counts)
+                report(batch.size, batch.counts.documents)
         write_json(shard / "counts.json", asdict(counts))
-
-
-def _count_batch(batch: Batch) -> Counts:
-    bad: dict[str, int] = {}
-    for _, problem in batch.bad:
-        bad[problem.reason] = bad.get(problem.reason, 0) + 1
-    documents = batch.lines - batch.blank - len(batch.bad)
-    return Counts(batch.lines, batch.blank, documents, bad=bad)
-
-
-def _encode(
-    job: ShardJob, encoder: Encoder, texts: list[str]
-) -> tuple[npt.NDArray[Any], TokenLengths]:
-    """Tokens of all texts in a row, in the dtype of the `.bin`, and int32 [len(texts)] lengths.
-
-    As in Megatron's tool, the end-of-document token follows only a text that has tokens.
-    """
-    ids, lengths = encoder.encode_batch(texts)
-    dtype = token_dtype(job.tokenizer.vocab_size)
-    if not job.append_eod:
-        return ids.astype(dtype), lengths.astype("<i4")
-    lengths = lengths + (lengths > 0)
-    tokens = np.empty(int(lengths.sum()), dtype=dtype)
-    is_text = np.ones(len(tokens), dtype=bool)
-    is_text[np.cumsum(lengths[lengths > 0]) - 1] = False
-    tokens[is_text] = ids
-    tokens[~is_text] = job.tokenizer.eod_id
-    return tokens, lengths.astype("<i4")
 
 
 def _bad_record(number: int, problem: BadDocumentError) -> bytes:
@@ -147,51 +140,36 @@ def _bad_record(number: int, problem: BadDocumentError) -> bytes:
     return orjson.dumps(record) + b"\n"
 
 
-def read_counts(job: ShardJob, source: InputRange) -> Counts:
+def read_counts(job: ShardJob[CountsT], source: InputRange) -> CountsT:
     """The counts of a finished range."""
-    return Counts(**json.loads((job.shard(source) / "counts.json").read_text(encoding="utf-8")))
+    counts = (job.shard(source) / "counts.json").read_text(encoding="utf-8")
+    return replace(job.no_counts(), **json.loads(counts))
 
 
-def merge_tokens(stream: IO[bytes], job: ShardJob, ranges: list[InputRange], key: str) -> None:
-    """Write the `.bin` of one key: the shards in corpus order."""
-    concatenate(stream, _shard_files(job, ranges, key, "tokens"))
+def total_counts(job: ShardJob[CountsT], ranges: Iterable[InputRange]) -> CountsT:
+    """The sum over finished ranges."""
+    total = job.no_counts()
+    for source in ranges:
+        total.add(read_counts(job, source))
+    return total
 
 
-def merge_index(
-    stream: IO[bytes], job: ShardJob, ranges: list[InputRange], key: str, counts: Counts
+def merge_bad_lines(
+    stream: IO[bytes], job: ShardJob[CountsT], ranges: Iterable[InputRange]
 ) -> None:
-    """Write the `.idx` of one key; `counts` is the sum over `ranges`."""
-
-    def document_lengths() -> Iterator[TokenLengths]:
-        for path in _shard_files(job, ranges, key, "lengths"):
-            yield np.fromfile(path, dtype="<i4")
-
-    dtype = token_dtype(job.tokenizer.vocab_size)
-    write_index(stream, dtype, counts.documents, counts.sequences[key], document_lengths)
-
-
-def merge_bad_lines(stream: IO[bytes], job: ShardJob, ranges: list[InputRange]) -> None:
     """Write the bad lines of all ranges in corpus order, with their file and their line in it."""
-    for source, first in zip(ranges, _lines_before(job, ranges), strict=True):
+    path, first = None, 0
+    for source in ranges:
+        if source.path != path:
+            path, first = source.path, 0
         with (job.shard(source) / "bad.jsonl").open("rb") as bad_lines:
             for line in bad_lines:
                 record = orjson.loads(line)
                 record["line"] += first
                 stream.write(orjson.dumps({"file": str(source.path), **record}) + b"\n")
+        first += read_counts(job, source).lines
 
 
-def _lines_before(job: ShardJob, ranges: list[InputRange]) -> Iterator[int]:
-    """For each range, the lines of its file that stand in earlier (finished) ranges."""
-    path, lines = None, 0
-    for source in ranges:
-        if source.path != path:
-            path, lines = source.path, 0
-        yield lines
-        lines += read_counts(job, source).lines
-
-
-def _shard_files(
-    job: ShardJob, ranges: Iterable[InputRange], key: str, kind: str
-) -> Iterator[Path]:
-    number = job.keys.index(key)
-    return (job.shard(source) / f"{number}.{kind}" for source in ranges)
+def shard_files(job: ShardJob[CountsT], ranges: Iterable[InputRange], name: str) -> Iterator[Path]:
+    """The file `name` of every range, in corpus order."""
+    return (job.shard(source) / name for source in ranges)

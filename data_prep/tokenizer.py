@@ -46,9 +46,9 @@ def load_tokenizer(model: Path, add_special_tokens: bool) -> tuple[TokenizerInfo
         fix = f"Name the directory of the model. {RESAVE}"
         raise UserError(f"--tokenizer-model {model}", "no tokenizer.json", "one", fix)
     tokenizer = read_tokenizer(path)
-    config = _read_config(path.with_name("tokenizer_config.json"))
+    config = read_config(path)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    named = {name: _content(config.get(name)) for name in NAMED_TOKENS}
+    named = {name: token_content(config.get(name)) for name in NAMED_TOKENS}
     _check_added_tokens(path, config, named, vocabulary)
     if add_special_tokens:
         _check_wrapping(path, config, named, vocabulary, tokenizer)
@@ -78,7 +78,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(tokenizer: Path) -> dict[str, Any]:
+    """The `tokenizer_config.json` beside a `tokenizer.json`; empty where there is none."""
+    path = tokenizer.with_name("tokenizer_config.json")
     if not path.is_file():
         return {}
     try:
@@ -90,7 +92,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _content(token: str | dict[str, Any] | None) -> str | None:
+def token_content(token: str | dict[str, Any] | None) -> str | None:
+    """The text of a token as `tokenizer_config.json` names it."""
     return token["content"] if isinstance(token, dict) else token
 
 
@@ -101,7 +104,7 @@ def _check_added_tokens(
     vocabulary: dict[str, int],
 ) -> None:
     added = config.get("added_tokens_decoder", {}).items()
-    wanted: list[tuple[str, int | None]] = [(_content(t) or "", int(i)) for i, t in added]
+    wanted: list[tuple[str, int | None]] = [(token_content(t) or "", int(i)) for i, t in added]
     wanted += [(token, None) for token in named.values() if token is not None]
     for token, token_id in wanted:
         found = vocabulary.get(token)

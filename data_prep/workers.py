@@ -18,7 +18,7 @@ from multiprocessing.context import SpawnProcess
 
 from data_prep.encoders import Backend, Encoder, load_encoder
 from data_prep.ranges import InputRange
-from data_prep.shards import BadLineError, Report, ShardJob, write_shard
+from data_prep.shards import BadLineError, CountsT, Report, ShardJob, write_shard
 from megatron_soaes.errors import UserError
 
 
@@ -51,7 +51,11 @@ class _Worker:
 
 
 def run_ranges(
-    job: ShardJob, ranges: list[InputRange], encoder: Encoder, workers: int, report: Report
+    job: ShardJob[CountsT],
+    ranges: list[InputRange],
+    encoder: Encoder,
+    workers: int,
+    report: Report,
 ) -> None:
     """Write the shards of `ranges` with `workers` processes (1: in this one).
 
@@ -136,7 +140,7 @@ def _processors(number: int, workers: int) -> set[int]:
 
 
 def _start(
-    job: ShardJob, backend: Backend, processors: set[int]
+    job: ShardJob[CountsT], backend: Backend, processors: set[int]
 ) -> tuple[Connection, SpawnProcess]:
     # Spawn: a fork of a process with threads (a pipeline that has loaded torch) can deadlock.
     context = multiprocessing.get_context("spawn")
@@ -147,7 +151,9 @@ def _start(
     return ours, process
 
 
-def _work(connection: Connection, job: ShardJob, backend: Backend, processors: set[int]) -> None:
+def _work(
+    connection: Connection, job: ShardJob[CountsT], backend: Backend, processors: set[int]
+) -> None:
     """The life of a worker. Signals are the parent's to handle; it ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
