@@ -28,6 +28,16 @@ DATA = [
     "rjieba>=0.2",
     "zstandard>=0.23",
     "pyarrow>=18",
+    "Jinja2>=3.1",
+]
+EVALUATION = [
+    # The packages behind the two metric profiles of the field; their versions are in each result.
+    "rouge-chinese>=1.0.3,<2",
+    "rouge>=1.0.1,<2",
+    "jieba>=0.42.1,<1",
+    "nltk>=3.9,<4",
+    "scipy>=1.14",
+    "httpx>=0.28",
 ]
 
 setup(
@@ -39,9 +49,10 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_soaes*", "data_prep*"]),
     package_data={"megatron_soaes": ["py.typed"], "data_prep": ["py.typed"]},
-    install_requires=TRAINING + DATA,
+    install_requires=TRAINING + DATA + EVALUATION,
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.9,<2.12", "flash-attn>=2.7"],
+        "harness": ["lm-eval[hf]>=0.4.13,<0.5"],
         # These two pin what the packages above must not, so each gets an environment of its own
         # (environments/) and is reached through files or a subprocess, never imported.
         "nemo": ["nemo-toolkit>=2.0,<3"],

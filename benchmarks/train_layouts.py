@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_soaes.accelerator.launch import launch
-from megatron_soaes.recipe.schema import Layout
+from megatron_soaes.recipe.training_settings import Layout
 
 SEQUENCE = 512
 GLOBAL_BATCH = 8
@@ -48,8 +48,9 @@ def time_steps(layout: Layout, steps: int) -> list[float]:
         rendezvous_from_environment,
     )
     from megatron_soaes.data.sample import Sample, collate
-    from megatron_soaes.recipe.schema import CPTStage, ModelSource, Precision
+    from megatron_soaes.recipe.schema import CPTStage, ModelSource
     from megatron_soaes.recipe.shapes import ModelShape
+    from megatron_soaes.recipe.training_settings import Precision
     from megatron_soaes.training.engine import build_chunks, build_engine, build_options
     from megatron_soaes.training.step import train_step
 
@@ -77,7 +78,7 @@ def time_steps(layout: Layout, steps: int) -> list[float]:
         for chunk in chunks:
             for weight in chunk.parameters():
                 torch.nn.init.normal_(weight, 0.0, 0.02)
-        engine = build_engine(shape, chunks, stage)
+        engine = build_engine(shape, chunks, stage, stage.steps)
         rng = np.random.default_rng(0)
         weights = np.ones(SEQUENCE + 1, dtype=np.float32)
         bounds = np.array([0, SEQUENCE + 1], dtype=np.int32)

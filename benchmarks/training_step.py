@@ -21,7 +21,8 @@ from megatron_soaes.accelerator.groups import (
 )
 from megatron_soaes.data.sample import MicroBatch
 from megatron_soaes.models.build import BuildOptions, dtype_named
-from megatron_soaes.recipe.schema import Precision, TrainingStage
+from megatron_soaes.recipe.schema import CPTStage
+from megatron_soaes.recipe.training_settings import Precision
 from megatron_soaes.training.engine import build_chunks, build_engine
 from megatron_soaes.training.step import train_step
 
@@ -63,7 +64,7 @@ def our_step(
     """
     stage = _stage(subject, dtype, fp8)
     with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
-        engine = build_engine(subject.shape, _chunks(subject, stage.precision), stage)
+        engine = build_engine(subject.shape, _chunks(subject, stage.precision), stage, stage.steps)
 
         def step(number: int) -> float:
             seed_step(1, number)
@@ -130,10 +131,11 @@ def measure(subject: Subject, step: Callable[[int], float]) -> Figures:
     return Figures(measured[len(measured) // 2], device.peak_memory_bytes(), losses[0], losses[-1])
 
 
-def _stage(subject: Subject, dtype: str, fp8: str | None) -> TrainingStage:
-    return TrainingStage.model_validate(
+def _stage(subject: Subject, dtype: str, fp8: str | None) -> CPTStage:
+    return CPTStage.model_validate(
         {
             "name": "benchmark",
+            "kind": "cpt",
             "blend": "synthetic",
             "steps": subject.warm_up + subject.steps,
             "sequence_length": subject.sequence_length,

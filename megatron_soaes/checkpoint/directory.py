@@ -1,6 +1,7 @@
 """The folder of a model's checkpoints, laid out as Megatron-LM lays it out.
 
 ROOT/latest_checkpointed_iteration.txt   the newest complete iteration, as a number
+ROOT/best_checkpointed_iteration.txt     the best one by held-out loss, where a set decides
 ROOT/iter_0000100/                       one torch_dist checkpoint, and trainer_state.json
 ROOT/hf/                                 config.json, tokenizer, generation config of the model
 
@@ -20,6 +21,7 @@ from megatron_soaes import files
 from megatron_soaes.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
+BEST_TRACKER = "best_checkpointed_iteration.txt"
 HF_FILES = "hf"
 PARTS = ("metadata.json", ".metadata", "common.pt")
 """Files that every torch_dist checkpoint has beside its shards."""
@@ -35,7 +37,25 @@ def latest_iteration(root: Path) -> int | None:
 
     Raises UserError when the pointer holds no number or names a folder that is not there.
     """
-    tracker = root / TRACKER
+    return _tracked(root, TRACKER)
+
+
+def best_iteration(root: Path) -> int:
+    """The best complete iteration by held-out loss.
+
+    Raises UserError when none was marked, or when the pointer is as `latest_iteration` refuses it.
+    """
+    found = _tracked(root, BEST_TRACKER)
+    if found is None:
+        raise UserError(
+            root / BEST_TRACKER, "no such file", "the number of the best checkpoint",
+            "Set validation.best of the stage that saves here, and train it.",
+        )  # fmt: skip
+    return found
+
+
+def _tracked(root: Path, name: str) -> int | None:
+    tracker = root / name
     if not tracker.exists():
         return None
     text = tracker.read_text(encoding="utf-8").strip()
@@ -87,6 +107,11 @@ def publish_iteration(root: Path, temporary: Path, iteration: int) -> None:
     """Make a complete checkpoint in `temporary` the newest one: flush, rename, move the pointer."""
     files.publish_directory(temporary, iteration_directory(root, iteration))
     move_pointer(root, iteration)
+
+
+def mark_best(root: Path, iteration: int) -> None:
+    """Say that `iteration` is the best one so far."""
+    files.write_text(root / BEST_TRACKER, f"{iteration}\n")
 
 
 def move_pointer(root: Path, iteration: int) -> None:

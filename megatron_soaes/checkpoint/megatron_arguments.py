@@ -7,8 +7,9 @@ import argparse
 import torch
 
 from megatron_soaes.checkpoint.trainer_state import TrainerState
-from megatron_soaes.recipe.schema import Layout, ModelSource, TrainingStage
+from megatron_soaes.recipe.schema import ModelSource, TrainingStage
 from megatron_soaes.recipe.shapes import ModelShape
+from megatron_soaes.recipe.training_settings import Layout
 
 
 def megatron_arguments(
@@ -29,6 +30,7 @@ def megatron_arguments(
         **_model(shape, source),
         **_parallelism(layout),
         **_training(stage),
+        train_iters=state.identity.steps,
         ckpt_format="torch_dist",
         use_dist_ckpt=True,
         ckpt_fully_parallel_save=False,
@@ -105,7 +107,6 @@ def _training(stage: TrainingStage) -> dict[str, object]:
         "seq_length": stage.sequence_length,
         "micro_batch_size": stage.micro_batch_size,
         "global_batch_size": stage.global_batch_size,
-        "train_iters": stage.steps,
         "phase_transition_iterations": None,
         "data_parallel_random_init": False,
         "bf16": bf16,

@@ -26,7 +26,7 @@ from megatron_soaes.checkpoint.distributed import plan_save
 from megatron_soaes.checkpoint.retention import delete_surplus
 from megatron_soaes.checkpoint.shard_writer import ShardWriter
 from megatron_soaes.checkpoint.trainer_state import TrainerState
-from megatron_soaes.recipe.schema import Checkpointing
+from megatron_soaes.recipe.training_settings import Checkpointing
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,11 @@ class CheckpointSaver:
         pending.state.write(pending.temporary)
         checksums.record(pending.temporary, sums)
         directory.publish_iteration(self._root, pending.temporary, pending.state.iteration)
-        return delete_surplus(self._root, self._settings.keep_last, self._settings.keep_every)
+        best = pending.state.best["iteration"] if pending.state.best else None
+        if best is not None:
+            directory.mark_best(self._root, best)
+        settings = self._settings
+        return delete_surplus(self._root, settings.keep_last, settings.keep_every, best)
 
 
 def _gather(sums: dict[str, FileSum]) -> dict[str, FileSum]:

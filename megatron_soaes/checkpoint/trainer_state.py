@@ -49,6 +49,10 @@ class TrainerState:
     """How random streams are derived; nothing else is needed to repeat them."""
     schedule: dict[str, Any]
     """State of Megatron-Core's OptimizerParamScheduler."""
+    validation: list[dict[str, Any]]
+    """Every validation so far: `step`, and `losses` in nats by set."""
+    best: dict[str, Any] | None
+    """`iteration` and `loss` of the best checkpoint; None where no set decides."""
     written_by: dict[str, Any] = field(default_factory=dict)
     """Layout, world size and versions of the run that saved; for the reader, never compared."""
 

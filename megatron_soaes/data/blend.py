@@ -1,39 +1,57 @@
-"""The mixture a stage trains on: which sample comes at which position, whatever the layout."""
+"""What a stage trains on: which sample comes at which position, whatever the layout."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from megatron.core.datasets import helpers
 from numpy.typing import NDArray
 
 from megatron_soaes import files
-from megatron_soaes.data.indexed import DocumentRange, Windows, WindowSettings
-from megatron_soaes.data.sample import Sample
+from megatron_soaes.data.sample import Sample, SampleSource
 
 SURPLUS = 1.005
-"""Windows are built for a little more than a dataset's share: the blend is not exactly even."""
+"""Samples are asked for a little beyond a dataset's share: the blend is not exactly even."""
+
+OpenSource = Callable[[int], SampleSource]
+"""Opens a dataset that must give at least so many samples."""
+
+
+class Mixture(Protocol):
+    """Samples in the order of training; the same on every rank."""
+
+    sources: list[str]
+    """Names of all datasets."""
+    source_ids: NDArray[np.int16]
+    """[positions]; index into `sources` of the dataset that each sample comes from."""
+    hash: str
+    """Changes whenever another sample would come at any position."""
+
+    def __getitem__(self, position: int) -> Sample:
+        """The sample at a position."""
+
+
+def consumed_by_source(mixture: Mixture, consumed: int) -> dict[str, int]:
+    """How many of the first `consumed` samples came from each dataset of the mixture."""
+    counts = np.bincount(mixture.source_ids[:consumed], minlength=len(mixture.sources))
+    return {mixture.sources[i]: int(counts[i]) for i in np.unique(mixture.source_ids)}
 
 
 class TrainingBlend:
-    """`samples` positions, each given to one dataset; the same on every rank."""
+    """`samples` positions, each given to one dataset, in proportion all along."""
 
     def __init__(
-        self,
-        documents: Mapping[str, DocumentRange],
-        shares: Mapping[str, float],
-        samples: int,
-        settings: WindowSettings,
+        self, datasets: Mapping[str, OpenSource], shares: Mapping[str, float], samples: int
     ) -> None:
-        """Build or load the indexes of each dataset; `shares` sum to 1 over a part of `documents`.
+        """Open each dataset that has a share; `shares` sum to 1 over a part of `datasets`.
 
-        A dataset's source id is its place in `documents`, so it does not depend on the blend.
+        A dataset's source id is its place in `datasets`, so it does not depend on the blend.
         """
         names = list(shares)
-        sources = list(documents)
-        self.sources = sources
+        self.sources = list(datasets)
         self._assignment = np.zeros(samples, dtype=np.int16)
         self._index = np.zeros(samples, dtype=np.int64)
         weights = [shares[name] for name in names]
@@ -41,37 +59,42 @@ class TrainingBlend:
             self._assignment, self._index, weights, len(names), samples, False
         )
         self._datasets = [
-            Windows(
-                documents[name],
-                max(1, math.ceil(samples * shares[name] * SURPLUS)),
-                settings,
-                sources.index(name),
-            )
-            for name in names
+            datasets[name](max(1, math.ceil(samples * shares[name] * SURPLUS))) for name in names
         ]
-        self._names = names
+        self.source_ids = np.array([self.sources.index(name) for name in names], dtype=np.int16)[
+            self._assignment
+        ]
         self.hash = files.sha256_json(
             {
                 # In order: the blend goes round the datasets in the order of the recipe.
-                "datasets": [[name, shares[name], documents[name].identity()] for name in names],
+                "datasets": [
+                    [name, shares[name], source.identity()]
+                    for name, source in zip(names, self._datasets, strict=True)
+                ],
                 "samples": samples,
-                "sequence_length": settings.sequence_length,
-                "seed": settings.seed,
-                "eod": settings.tokenizer.eod,
             }
         )
-
-    def __len__(self) -> int:
-        return len(self._assignment)
 
     def __getitem__(self, position: int) -> Sample:
         dataset = self._datasets[int(self._assignment[position])]
         return dataset[int(self._index[position])]
 
-    def consumed_by_source(self, consumed: int) -> dict[str, int]:
-        """How many of the first `consumed` samples came from each dataset."""
-        counts = np.bincount(self._assignment[:consumed], minlength=len(self._names))
-        return {name: int(count) for name, count in zip(self._names, counts, strict=True)}
+
+class ShuffledUnion:
+    """Exactly the samples of several mixtures, in one random order."""
+
+    def __init__(self, parts: Sequence[Mixture], seed: int) -> None:
+        self.sources = parts[0].sources
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part.source_ids) for part in parts)])
+        self._order = np.random.default_rng(seed).permutation(int(self._starts[-1]))
+        self.source_ids = np.concatenate([part.source_ids for part in parts])[self._order]
+        self.hash = files.sha256_json({"parts": [part.hash for part in parts], "seed": seed})
+
+    def __getitem__(self, position: int) -> Sample:
+        place = int(self._order[position])
+        part = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return self._parts[part][place - int(self._starts[part])]
 
 
 def positions_of_rank(

@@ -76,7 +76,6 @@ class Windows:
         Raises UserError when the files are missing, the range holds no document, the documents do
         not end with the tokenizer's end-of-document id, or there are too few tokens for one window.
         """
-        self.name = documents.name
         self._source = source
         self._eod = settings.tokenizer.eod
         indexed = open_indexed(documents.prefix)
@@ -85,6 +84,11 @@ class Windows:
         last = round(documents.last_share * total)
         indices = np.arange(first, last, dtype=np.int32)
         _check(documents, indexed, indices, settings)
+        self._identity = documents.identity() | {
+            "sequence_length": settings.sequence_length,
+            "seed": settings.seed,
+            "eod": settings.tokenizer.eod,
+        }
         config = GPTDatasetConfig(
             random_seed=settings.seed,
             sequence_length=settings.sequence_length,
@@ -104,6 +108,10 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    def identity(self) -> dict[str, Any]:
+        """What the windows hold, as JSON."""
+        return self._identity
 
     def __getitem__(self, index: int) -> Sample:
         window = self._dataset[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +34,19 @@ class Sample:
     def length(self) -> int:
         """Tokens read."""
         return len(self.tokens) - 1
+
+
+class SampleSource(Protocol):
+    """One dataset, cut into samples of one length."""
+
+    def __len__(self) -> int:
+        """Samples of one pass, or as many as were asked for."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at a place of the order in which they are trained on."""
+
+    def identity(self) -> dict[str, Any]:
+        """What its samples hold, as JSON: changes whenever other samples would be read."""
 
 
 def pretraining_sample(tokens: NDArray[np.int64], end_of_document: int, source: int) -> Sample:

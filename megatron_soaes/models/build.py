@@ -20,8 +20,8 @@ from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.rope import rope_inverse_frequencies
 from megatron_soaes.models.specs import block_spec
-from megatron_soaes.recipe.schema import FP8, Layout, Recompute
 from megatron_soaes.recipe.shapes import ModelShape
+from megatron_soaes.recipe.training_settings import FP8, Layout, Recompute
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

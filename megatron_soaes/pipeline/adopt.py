@@ -21,7 +21,7 @@ from megatron_soaes.recipe import yaml_text
 from megatron_soaes.recipe.check import check
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.overrides import apply_overrides
-from megatron_soaes.recipe.schema import TrainingStage
+from megatron_soaes.recipe.schema import CPTStage
 
 BLEND = "mixture"
 WARMUP_SHARE = 100
@@ -95,7 +95,7 @@ def adopt(
         for file in written:
             file.unlink(missing_ok=True)
         raise
-    stage = next(stage for stage in recipe.stages if isinstance(stage, TrainingStage))
+    stage = next(stage for stage in recipe.stages if isinstance(stage, CPTStage))
     return Adoption(out, source.iteration, stage.steps, differences)
 
 

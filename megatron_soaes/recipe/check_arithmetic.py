@@ -6,20 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 
 from megatron_soaes.recipe.check_references import check_references
+from megatron_soaes.recipe.check_schedule import check_schedule
 from megatron_soaes.recipe.fp8 import fp8_arithmetic
-from megatron_soaes.recipe.graph import layout_of
+from megatron_soaes.recipe.graph import layout_of, steps_of
 from megatron_soaes.recipe.problems import Problem
-from megatron_soaes.recipe.schema import (
-    EvaluateStage,
-    Layout,
-    ModelName,
-    Recipe,
-    Recompute,
-    Schedule,
-    Stage,
-    TrainingStage,
-)
+from megatron_soaes.recipe.schema import EvaluateStage, ModelName, Recipe, Stage, TrainingStage
 from megatron_soaes.recipe.shapes import ModelShape
+from megatron_soaes.recipe.training_settings import Layout, Recompute
 
 
 def check_arithmetic(recipe: Recipe, shapes: Mapping[ModelName, ModelShape]) -> list[Problem]:
@@ -41,7 +34,7 @@ def check_arithmetic(recipe: Recipe, shapes: Mapping[ModelName, ModelShape]) -> 
             length, field = recipe.evaluation.sequence_length, "evaluation.sequence_length"
             problems += _sequence(length, field, layout, shape_or_none)
         if isinstance(stage, TrainingStage):
-            problems += _training(stage, layout, shape_or_none)
+            problems += _training(stage, steps_of(recipe, stage), layout, shape_or_none)
     return list(dict.fromkeys(problems))
 
 
@@ -117,17 +110,19 @@ def _pipeline_stages(layout: Layout, path: str, layers: int) -> Iterator[Problem
         yield from _divisor(f"{path}.virtual_pipeline", chunks, each, "layers of a pipeline stage")
 
 
-def _training(stage: TrainingStage, layout: Layout, shape: ModelShape | None) -> Iterator[Problem]:
+def _training(
+    stage: TrainingStage, steps: int | None, layout: Layout, shape: ModelShape | None
+) -> Iterator[Problem]:
     path = f"stages.{stage.name}"
     yield from _sequence(stage.sequence_length, f"{path}.sequence_length", layout, shape)
     yield from _batch(stage, layout)
-    yield from _schedule(stage.schedule, stage.optimizer.lr, stage.optimizer.min_lr, stage)
+    yield from check_schedule(stage, steps)
     if stage.overlap.param_gather and not stage.overlap.grad_reduce:
         rule, fix = "false, because overlap.grad_reduce is false", "Set both, or neither."
         yield Problem(f"{path}.overlap.param_gather", "true", rule, fix)
     yield from _recompute(stage.recompute, f"{path}.recompute")
     if stage.profile:
-        yield from _profile(stage, layout)
+        yield from _profile(stage, steps, layout)
     if stage.precision.fp8:
         yield from fp8_arithmetic(stage, layout, shape)
 
@@ -156,42 +151,6 @@ def _batch(stage: TrainingStage, layout: Layout) -> Iterator[Problem]:
         yield from _multiple(path, batch, step * layout.pipeline_parallel, parts)
 
 
-def _schedule(
-    schedule: Schedule, lr: float, min_lr: float, stage: TrainingStage
-) -> Iterator[Problem]:
-    path = f"stages.{stage.name}.schedule"
-    steps, warmup = stage.steps, schedule.warmup_steps
-    if min_lr > lr:
-        field = f"stages.{stage.name}.optimizer.min_lr"
-        yield Problem(field, f"{min_lr:g}", f"at most lr, {lr:g}", "Lower min_lr or raise lr.")
-    if warmup > steps:
-        fix = "Shorten the warm-up, or train longer."
-        yield Problem(f"{path}.warmup_steps", str(warmup), f"at most steps, {steps}", fix)
-    if schedule.warmup_from_lr > lr:
-        fix = "Start the ramp below the peak."
-        found = f"{schedule.warmup_from_lr:g}"
-        yield Problem(f"{path}.warmup_from_lr", found, f"at most lr, {lr:g}", fix)
-    if schedule.warmup_from_lr > 0 and warmup == 0:
-        fix = "Set warmup_steps, or remove warmup_from_lr."
-        found = f"{schedule.warmup_from_lr:g}"
-        yield Problem(f"{path}.warmup_from_lr", found, "0 without warm-up steps", fix)
-    if schedule.shape == "constant" and min_lr > 0:
-        field = f"stages.{stage.name}.optimizer.min_lr"
-        fix = "Remove min_lr, or choose cosine or wsd."
-        yield Problem(field, f"{min_lr:g}", "0: the constant schedule has no decay", fix)
-    if schedule.shape == "wsd":
-        decay = schedule.decay_steps or steps // 10
-        if warmup <= steps < warmup + decay:
-            rule = f"at most {steps - warmup}, the steps after the warm-up"
-            yield Problem(f"{path}.decay_steps", str(decay), rule, "Shorten the decay.")
-        return
-    for name in ("decay_steps", "decay_shape"):
-        value = getattr(schedule, name)
-        if value != Schedule.model_fields[name].default:
-            fix = "Remove it, or choose shape: wsd."
-            yield Problem(f"{path}.{name}", str(value), f"nothing with {schedule.shape}", fix)
-
-
 def _recompute(recompute: Recompute, path: str) -> Iterator[Problem]:
     modules, listed = recompute.modules, ", ".join(recompute.modules) or "nothing"
     if recompute.granularity == "selective":
@@ -204,14 +163,14 @@ def _recompute(recompute: Recompute, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.modules", listed, rule, fix)
 
 
-def _profile(stage: TrainingStage, layout: Layout) -> Iterator[Problem]:
+def _profile(stage: TrainingStage, steps: int | None, layout: Layout) -> Iterator[Problem]:
     assert stage.profile is not None
     path = f"stages.{stage.name}.profile"
     first, last = stage.profile.steps
-    if not first <= last <= stage.steps:
-        fix = f"Choose a first and a last step, in order, up to {stage.steps}."
-        found = f"{first} to {last}"
-        yield Problem(f"{path}.steps", found, f"a range within the {stage.steps} steps", fix)
+    if not first <= last <= (steps or last):
+        upto = f", up to {steps}" if steps else ""
+        fix = f"Choose a first and a last step, in order{upto}."
+        yield Problem(f"{path}.steps", f"{first} to {last}", f"a range of steps{upto}", fix)
     for rank in stage.profile.ranks:
         if rank >= layout.processes:
             rule = f"a rank below {layout.processes}, the stage's processes"

@@ -6,10 +6,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from megatron_soaes.errors import UserError
+from megatron_soaes.recipe.check_sft import check_blend_kind, check_single_stage
 from megatron_soaes.recipe.gates import Gate
-from megatron_soaes.recipe.graph import IMPORT, import_node, preprocess_node, producers_above
+from megatron_soaes.recipe.graph import (
+    BEST,
+    IMPORT,
+    import_node,
+    preprocess_node,
+    producers_above,
+    stage_of,
+)
 from megatron_soaes.recipe.problems import Problem, did_you_mean
-from megatron_soaes.recipe.schema import Dataset, EvaluateStage, Recipe, Stage, TrainingStage
+from megatron_soaes.recipe.schema import (
+    CPTStage,
+    Dataset,
+    EvaluateStage,
+    Recipe,
+    SFTStage,
+    SingleStage,
+    Stage,
+    TrainingStage,
+)
 
 
 def check_references(recipe: Recipe) -> list[Problem]:
@@ -23,15 +40,23 @@ def check_references(recipe: Recipe) -> list[Problem]:
     ]
 
 
+SOURCES = ("text", "conversations", "indexed", "indexed_conversations")
+READING = {"key": "text", "chat": "conversations"}
+"""Settings of a dataset that only mean something beside another field."""
+
+
 def _datasets(recipe: Recipe) -> Iterator[Problem]:
     for name, dataset in recipe.data.datasets.items():
         path = f"data.datasets.{name}"
-        if bool(dataset.text) == (dataset.indexed is not None):
-            found = "both text and indexed" if dataset.text else "neither text nor indexed"
-            yield Problem(path, found, "exactly one of them", "Give `text` or `indexed`.")
-        if dataset.indexed is not None and dataset.key != Dataset.model_fields["key"].default:
-            fix = "Remove it: an indexed dataset holds tokens, it has no keys."
-            yield Problem(f"{path}.key", dataset.key, "no key beside `indexed`", fix)
+        given = [field for field in SOURCES if getattr(dataset, field)]
+        if len(given) != 1:
+            fix = f"Give one of {', '.join(SOURCES)}."
+            yield Problem(path, " and ".join(given) or "no source", "exactly one source", fix)
+        for setting, needed in READING.items():
+            changed = getattr(dataset, setting) != Dataset.model_fields[setting].default
+            if changed and given != [needed]:
+                fix = f"Remove it: only `{needed}` is read with it."
+                yield Problem(f"{path}.{setting}", "a value", f"none without `{needed}`", fix)
 
 
 def _blends(recipe: Recipe) -> Iterator[Problem]:
@@ -68,25 +93,47 @@ def _stage(recipe: Recipe, stage: Stage) -> Iterator[Problem]:
     if recipe.models.get(stage.model) is None:
         fix = "Declare `models.draft`, or set the stage's `model` to target."
         yield Problem(f"{path}.model", stage.model, "a declared model", fix)
-    starts = [IMPORT, *producers_above(recipe, stage)]
-    rule = f"{IMPORT} or a training stage of the {stage.model} above it"
     if isinstance(stage, EvaluateStage):
         if stage.after is not None:
             fix = "Remove `after`; list what to compare in `checkpoints`."
             yield Problem(f"{path}.after", stage.after, "nothing in an evaluate stage", fix)
-        yield from _unknown(f"{path}.checkpoints", stage.checkpoints, starts, rule)
+        yield from _starts(recipe, stage, f"{path}.checkpoints", stage.checkpoints)
         yield from _repeated(f"{path}.checkpoints", stage.checkpoints)
     elif stage.after is not None:
-        yield from _unknown(f"{path}.after", [stage.after], starts, rule)
+        yield from _starts(recipe, stage, f"{path}.after", [stage.after])
     if isinstance(stage, TrainingStage):
         yield from _training_data(recipe, stage)
     yield from _gates(stage)
 
 
+def _starts(recipe: Recipe, stage: Stage, path: str, names: Sequence[str]) -> Iterator[Problem]:
+    """Checkpoints of stages above; a best one only of a stage that says which set decides."""
+    above = {one.name: one for one in producers_above(recipe, stage)}
+    rule = f"{IMPORT} or a training stage of the {stage.model} above it"
+    for name in names:
+        producer = above.get(stage_of(name))
+        if stage_of(name) != IMPORT and producer is None:
+            yield Problem(path, f"'{name}'", rule, did_you_mean(name, [IMPORT, *above]))
+        elif name.endswith(BEST) and (producer is None or producer.validation.best is None):
+            fix = "Set validation.best of that stage, or take its last checkpoint."
+            yield Problem(path, f"'{name}'", "a stage with a best checkpoint", fix)
+
+
 def _training_data(recipe: Recipe, stage: TrainingStage) -> Iterator[Problem]:
     path = f"stages.{stage.name}"
-    yield from _unknown(f"{path}.blend", [stage.blend], recipe.data.blends, "one of data.blends")
-    yield from _held_out(recipe, f"{path}.validation.sets", stage.validation.sets)
+    match stage:
+        case CPTStage() | SFTStage():
+            blends = recipe.data.blends
+            yield from _unknown(f"{path}.blend", [stage.blend], blends, "one of data.blends")
+            if stage.blend in blends:
+                yield from check_blend_kind(recipe, stage)
+        case SingleStage():
+            yield from check_single_stage(recipe, stage)
+    sets = stage.validation.sets
+    yield from _held_out(recipe, f"{path}.validation.sets", sets)
+    if stage.validation.best is not None:
+        rule = "a set of the stage's validation.sets"
+        yield from _unknown(f"{path}.validation.best", [stage.validation.best], sets, rule)
     yield from _repeated(f"{path}.allow_changes", stage.allow_changes)
 
 
@@ -116,11 +163,10 @@ def _held_out(recipe: Recipe, path: str, sets: Sequence[str]) -> Iterator[Proble
 
 
 def _trains_on(recipe: Recipe, stage: Stage, dataset: str) -> bool:
-    if not isinstance(stage, TrainingStage):
+    if not isinstance(stage, CPTStage | SFTStage):
         return False
     blend = recipe.data.blends.get(stage.blend)
-    replay = blend.replay.weights if blend and blend.replay else {}
-    return blend is not None and (dataset in blend.weights or dataset in replay)
+    return blend is not None and dataset in blend.names()
 
 
 def _gates(stage: Stage) -> Iterator[Problem]:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from megatron_soaes.recipe.schema import AnyStage, Recipe, Section, Stage
+from megatron_soaes.recipe.schema import AnyStage, Recipe, Stage
+from megatron_soaes.recipe.section import Section
 
 
 def bare(annotation: Any) -> Any:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 
 from megatron_soaes.recipe.problems import Problem
-from megatron_soaes.recipe.schema import Layout, TrainingStage
+from megatron_soaes.recipe.schema import TrainingStage
 from megatron_soaes.recipe.shapes import ModelShape
+from megatron_soaes.recipe.training_settings import Layout
 
 TRANSFORMER_ENGINE_SINCE = {
     "delayed": "1.0.0",

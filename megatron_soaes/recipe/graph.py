@@ -5,17 +5,22 @@ from __future__ import annotations
 from itertools import takewhile
 
 from megatron_soaes.recipe.schema import (
-    EvaluateStage,
-    Layout,
+    Blend,
+    CPTStage,
     ModelName,
     ModelSource,
     Recipe,
+    SFTStage,
+    SingleStage,
     Stage,
     TrainingStage,
 )
+from megatron_soaes.recipe.training_settings import Layout
 
 IMPORT = "import"
 """What `after` and `checkpoints` call the imported model."""
+BEST = "@best"
+"""Ends the name of a stage's best checkpoint; without it the last one is meant."""
 
 
 def model_of(recipe: Recipe, stage: Stage) -> ModelSource:
@@ -31,27 +36,63 @@ def layout_of(recipe: Recipe, stage: Stage) -> Layout:
     return stage.layout or model_of(recipe, stage).layout
 
 
-def producers_above(recipe: Recipe, stage: Stage) -> list[str]:
-    """Names of the training stages of the same model above `stage`, in order."""
+def producers_above(recipe: Recipe, stage: Stage) -> list[TrainingStage]:
+    """The training stages of the same model above `stage`, in order."""
     above = takewhile(lambda other: other.name != stage.name, recipe.stages)
     return [
-        other.name
-        for other in above
-        if isinstance(other, TrainingStage) and other.model == stage.model
+        other for other in above if isinstance(other, TrainingStage) and other.model == stage.model
     ]
 
 
 def start_of(recipe: Recipe, stage: Stage) -> str:
-    """The stage whose checkpoint `stage` starts from, or `IMPORT`; not for `evaluate` stages."""
-    above = producers_above(recipe, stage)
-    return stage.after or (above[-1] if above else IMPORT)
+    """The checkpoint that `stage` starts from: `STAGE`, `STAGE@best` or `IMPORT`.
+
+    Not for `evaluate` stages. A single-stage control is nobody's start unless it is named.
+    """
+    if stage.after is not None:
+        return stage.after
+    if isinstance(stage, SingleStage):
+        parts = parts_of(recipe, stage)
+        return start_of(recipe, parts[0]) if parts else IMPORT
+    line = [one for one in producers_above(recipe, stage) if not isinstance(one, SingleStage)]
+    return line[-1].name if line else IMPORT
 
 
-def checkpoints_read(recipe: Recipe, stage: Stage) -> list[str]:
-    """Every stage (or `IMPORT`) whose checkpoint `stage` reads."""
-    if isinstance(stage, EvaluateStage):
-        return list(stage.checkpoints)
-    return [start_of(recipe, stage)]
+def stage_of(checkpoint: str) -> str:
+    """The stage (or `IMPORT`) that a checkpoint's name speaks of."""
+    return checkpoint.removesuffix(BEST)
+
+
+def parts_of(recipe: Recipe, stage: SingleStage) -> list[SFTStage]:
+    """The stages whose samples a single-stage control takes, as far as they exist."""
+    known = {one.name: one for one in recipe.stages if isinstance(one, SFTStage)}
+    return [known[name] for name in stage.of if name in known]
+
+
+def blends_of(recipe: Recipe, stage: TrainingStage) -> list[Blend]:
+    """What a stage trains on: its blend, or those of the stages it stands for."""
+    match stage:
+        case CPTStage() | SFTStage():
+            return [recipe.data.blends[stage.blend]]
+        case SingleStage():
+            return [recipe.data.blends[part.blend] for part in parts_of(recipe, stage)]
+    raise TypeError(type(stage))
+
+
+def datasets_of(recipe: Recipe, stage: TrainingStage) -> list[str]:
+    """Names of the datasets that a stage trains on."""
+    return list(dict.fromkeys(name for blend in blends_of(recipe, stage) for name in blend.names()))
+
+
+def steps_of(recipe: Recipe, stage: TrainingStage) -> int | None:
+    """Optimizer steps, None where passes over data that is not packed yet decide."""
+    match stage:
+        case CPTStage() | SFTStage():
+            return stage.steps
+        case SingleStage():
+            steps = [part.steps for part in parts_of(recipe, stage)]
+            return None if None in steps else sum(filter(None, steps))
+    raise TypeError(type(stage))
 
 
 def preprocess_node(dataset: str) -> str:
@@ -67,13 +108,13 @@ def import_node(model: ModelName) -> str:
 def nodes(recipe: Recipe) -> list[str]:
     """Names of every step of a run in the order in which they run.
 
-    One preprocessing step for each dataset with text, one import for each model that a stage works
-    on, then the stages of the recipe.
+    One preprocessing step for each dataset to tokenize, one import for each model in use, then the
+    stages of the recipe.
     """
     used = {stage.model for stage in recipe.stages}
     models: tuple[ModelName, ...] = ("target", "draft")
     return [
-        *(preprocess_node(name) for name, dataset in recipe.data.datasets.items() if dataset.text),
+        *(preprocess_node(name) for name, dataset in recipe.data.datasets.items() if dataset.files),
         *(import_node(model) for model in models if model in used),
         *(stage.name for stage in recipe.stages),
     ]

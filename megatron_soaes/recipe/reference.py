@@ -9,6 +9,7 @@ import inspect
 import sys
 import types
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -18,7 +19,8 @@ from pydantic.fields import FieldInfo
 from megatron_soaes.recipe import yaml_text
 from megatron_soaes.recipe.fields import is_stage_list, section_of, stage_kinds
 from megatron_soaes.recipe.gpus import GPUS
-from megatron_soaes.recipe.schema import Recipe, Section, Stage, TrainingStage
+from megatron_soaes.recipe.schema import Recipe, Stage, TrainingStage
+from megatron_soaes.recipe.section import Section
 
 PLAIN_TYPES = {
     str: "text",
@@ -26,6 +28,7 @@ PLAIN_TYPES = {
     float: "number",
     bool: "true or false",
     Path: "path",
+    date: "date",
 }
 
 INTRODUCTION = """\

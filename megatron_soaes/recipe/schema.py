@@ -6,187 +6,29 @@ Every relative path in a recipe file is resolved against that file's folder when
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+from megatron_soaes.recipe.section import Name, Section, Share, Weight
+from megatron_soaes.recipe.training_settings import (
+    Checkpointing,
+    Layout,
+    NonFinite,
+    Optimizer,
+    Overlap,
+    Precision,
+    Profile,
+    Recompute,
+    Schedule,
+    Validation,
+)
+
 ModelName = Literal["target", "draft"]
 FamilyName = Literal["qwen2", "qwen3", "llama"]
-
-
-class Section(BaseModel):
-    """Base of every part of the recipe: unknown fields are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Layout(Section):
-    """How one stage is spread over processes; one process drives one GPU (or one CPU share)."""
-
-    tensor_parallel: PositiveInt = Field(
-        1, description="Processes that share each layer's matrices."
-    )
-    sequence_parallel: bool = Field(
-        False, description="Split activations along the sequence between tensor-parallel processes."
-    )
-    pipeline_parallel: PositiveInt = Field(
-        1, description="Pipeline stages the layers are cut into."
-    )
-    virtual_pipeline: PositiveInt = Field(
-        1, description="Model chunks per pipeline stage; more than 1 is the interleaved schedule."
-    )
-    first_stage_layers: PositiveInt | None = Field(
-        None,
-        description="Layers of the first pipeline stage, which also holds the embedding; by "
-        "default the layers are cut evenly.",
-    )
-    last_stage_layers: PositiveInt | None = Field(
-        None, description="Layers of the last pipeline stage, which also holds the output layer."
-    )
-    context_parallel: PositiveInt = Field(1, description="Processes that share each sequence.")
-    data_parallel: PositiveInt = Field(1, description="Replicas that share each global batch.")
-
-    @property
-    def model_parallel(self) -> int:
-        """Processes that hold one replica of the model."""
-        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
-
-    @property
-    def processes(self) -> int:
-        """All processes of the stage."""
-        return self.model_parallel * self.data_parallel
-
-    @property
-    def document_multiple(self) -> int:
-        """What the length of every packed document must be a multiple of."""
-        if self.context_parallel == 1:
-            return 1
-        sharded = self.tensor_parallel if self.sequence_parallel else 1
-        return 2 * self.context_parallel * sharded
-
-
-class FP8(Section):
-    """FP8 matrix products through Transformer Engine; needs an Ada GPU or a later one."""
-
-    recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
-        "tensorwise", description="How scaling factors are found."
-    )
-    format: Literal["hybrid", "e4m3"] = Field(
-        "hybrid", description="hybrid: E4M3 forward and E5M2 backward; e4m3: E4M3 in both."
-    )
-    first_last_layers_bf16: bool = Field(
-        False, description="Keep the first and the last layer in bf16 (not with 'delayed')."
-    )
-
-
-class Precision(Section):
-    """The arithmetic of a stage; gradients and optimizer state are always fp32."""
-
-    dtype: Literal["fp32", "bf16"] = Field("bf16", description="Weights and activations.")
-    fp8: FP8 | None = Field(None, description="FP8 products on top of bf16; none by default.")
-
-
-class Optimizer(Section):
-    """AdamW with decoupled weight decay; state is split over data-parallel processes (ZeRO-1)."""
-
-    lr: float = Field(1e-5, gt=0, description="Peak learning rate.")
-    min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the decay.")
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled; biases and norms are exempt.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
-    clip_grad: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 is no limit.")
-
-
-class Overlap(Section):
-    """Communication between replicas beside computation; changes speed, not results."""
-
-    grad_reduce: bool = Field(False, description="Reduce gradients during the backward pass.")
-    param_gather: bool = Field(
-        False,
-        description="Gather updated weights during the next forward pass; needs grad_reduce.",
-    )
-
-
-class Schedule(Section):
-    """Learning rate over the steps of a stage: warm-up, then one of three shapes."""
-
-    shape: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine",
-        description="wsd: a plateau at the peak, then a short decay (warm-up-stable-decay).",
-    )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="Linear (re-)warming from `warmup_from_lr` to the peak."
-    )
-    warmup_from_lr: float = Field(0.0, ge=0, description="Learning rate of the first step's ramp.")
-    decay_steps: PositiveInt | None = Field(
-        None, description="wsd: length of the final decay; one tenth of the steps by default."
-    )
-    decay_shape: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
-        "minus_sqrt", description="wsd: shape of the final decay."
-    )
-
-
-class Recompute(Section):
-    """Activations computed again in the backward pass instead of being kept."""
-
-    granularity: Literal["none", "selective", "full"] = Field(
-        "none", description="selective: the named modules; full: whole layers."
-    )
-    modules: list[Literal["core_attn", "mlp", "layernorm"]] = Field(
-        ["core_attn"], description="selective: what is recomputed."
-    )
-
-
-class Checkpointing(Section):
-    """When and how a training stage saves its state, and which checkpoints it keeps."""
-
-    every: PositiveInt = Field(
-        100, description="Steps between checkpoints; the last step always saves."
-    )
-    asynchronous: bool = Field(
-        False,
-        description="Write in the background while training goes on; each process then holds a "
-        "second copy of its part of weights and optimizer state in main memory meanwhile.",
-    )
-    keep_last: PositiveInt | None = Field(
-        None, description="How many of the newest checkpoints are kept; by default all."
-    )
-    keep_every: PositiveInt | None = Field(
-        None, description="Checkpoints whose step is a multiple of this are kept as well."
-    )
-    deadline_s: float = Field(
-        1800.0,
-        gt=0,
-        description="Seconds the processes wait for each other in a save or a load; then the run "
-        "ends and names those that did not arrive.",
-    )
-
-
-class Validation(Section):
-    """Held-out loss during a training stage, each set on its own."""
-
-    sets: list[Name] = Field([], description="Dataset names; each must be held out from training.")
-    every: PositiveInt = Field(100, description="Steps between validations; the last step too.")
-    batches: PositiveInt = Field(
-        16, description="Global batches of each set; fewer if it is shorter."
-    )
-
-
-class Profile(Section):
-    """torch-profiler traces."""
-
-    steps: tuple[PositiveInt, PositiveInt] = Field(description="First and last step traced.")
-    ranks: list[Annotated[int, Field(ge=0)]] = Field([0], description="Ranks that write a trace.")
-
-
-class NonFinite(Section):
-    """What happens when the loss or the gradient is NaN or infinite: all ranks skip the step."""
-
-    stop_after: PositiveInt = Field(3, description="Skipped steps in a row that end the run.")
+Checkpoint = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(@best)?$")]
 
 
 class ModelSource(Section):
@@ -215,35 +57,81 @@ class ModelSource(Section):
     )
 
 
+class Chat(Section):
+    """How conversations become tokens and loss weights; the chat template is the target's."""
+
+    format: Literal["auto", "messages", "sharegpt", "alpaca"] = Field(
+        "auto", description="How a record is laid out; auto: by its fields, record by record."
+    )
+    train_on: Literal["all", "last"] = Field(
+        "all", description="Which of the assistant's turns are trained."
+    )
+    system: str | None = Field(
+        None, description="System prompt of every conversation, in place of its own."
+    )
+    weight_key: str | None = Field(
+        None, description="Key of a record's loss weight, above 0; by default all weigh 1."
+    )
+    date: datetime.date | None = Field(
+        None, description="The date that a chat template writes which asks for today's."
+    )
+    source_key: str | None = Field(
+        None,
+        description="Key of a record's source, such as its topic: validation is told by source. "
+        "By default all records have one source, the dataset.",
+    )
+
+
 class Dataset(Section):
-    """One named source of documents: text to be tokenized, or an indexed dataset that exists."""
+    """One named source of documents or conversations: files to tokenize, or an indexed dataset."""
 
     text: list[str] = Field(
-        [], description="JSONL(.gz/.zst) or Parquet files or globs to tokenize."
+        [], description="JSONL(.gz/.zst) or Parquet files or globs of documents to tokenize."
     )
-    key: str = Field("text", description="The JSON key or column that holds the text.")
-    indexed: Path | None = Field(None, description="Prefix of an existing .bin/.idx pair instead.")
+    key: str = Field("text", description="The JSON key or column that holds a document's text.")
+    conversations: list[str] = Field(
+        [], description="JSONL(.gz/.zst) or Parquet files or globs of conversations, for SFT."
+    )
+    chat: Chat = Field(Chat(), description="How `conversations` are read.")
+    indexed: Path | None = Field(
+        None, description="Prefix of an existing .bin/.idx pair of documents instead."
+    )
+    indexed_conversations: Path | None = Field(
+        None, description="Prefix of a dataset that `soaes prep sft` made, instead."
+    )
     holdout: Share = Field(
-        0.0, description="Share of the documents (the last ones) kept for validation only."
+        0.0,
+        description="Share of the documents or conversations (the last ones) kept for validation "
+        "only.",
     )
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it holds conversations, not documents."""
+        return bool(self.conversations) or self.indexed_conversations is not None
+
+    @property
+    def files(self) -> list[str]:
+        """The files or globs to tokenize; none for an indexed dataset."""
+        return self.conversations or self.text
 
 
 class Replay(Section):
-    """General data mixed in against forgetting."""
+    """Data of earlier stages or of general kind, mixed in against forgetting."""
 
-    weights: dict[Name, Annotated[float, Field(gt=0)]] = Field(
-        description="Dataset name to weight."
-    )
+    weights: dict[Name, Weight] = Field(description="Dataset name to weight.")
     share: Share = Field(description="Share of all training samples that are replay.")
 
 
 class Blend(Section):
     """A weighted mixture of datasets; weights need not sum to 1."""
 
-    weights: dict[Name, Annotated[float, Field(gt=0)]] = Field(
-        description="Dataset name to weight."
-    )
+    weights: dict[Name, Weight] = Field(description="Dataset name to weight.")
     replay: Replay | None = Field(None, description="General data mixed in against forgetting.")
+
+    def names(self) -> list[str]:
+        """All datasets of the mixture."""
+        return list(dict.fromkeys([*self.weights, *(self.replay.weights if self.replay else ())]))
 
     def shares(self) -> dict[str, float]:
         """Share of the training samples by dataset name; the shares sum to 1."""
@@ -273,10 +161,11 @@ class Stage(Section):
 
     name: Name = Field(description="Unique; also the folder of its results under `workdir`.")
     model: ModelName = Field("target", description="Which of `models` it works on.")
-    after: Name | None = Field(
+    after: Checkpoint | None = Field(
         None,
         description="The stage whose checkpoint it starts from; by default the last training stage "
-        "of the same model above it, or the imported model. `import` names the imported model.",
+        "of the same model above it, or the imported model. `import` names the imported model, "
+        "`NAME@best` the best checkpoint of a stage by its `validation.best`.",
     )
     layout: Layout | None = Field(
         None,
@@ -293,8 +182,6 @@ class Stage(Section):
 class TrainingStage(Stage):
     """Fields shared by every stage that updates weights."""
 
-    blend: Name = Field(description="Which of `data.blends` it trains on.")
-    steps: PositiveInt = Field(description="Optimizer steps.")
     sequence_length: PositiveInt = Field(description="Tokens of each training sample.")
     micro_batch_size: PositiveInt = Field(
         1, description="Samples of one forward pass of a replica."
@@ -314,6 +201,11 @@ class TrainingStage(Stage):
         description="Seconds without progress after which every rank writes its stacks and ends.",
     )
     log_every: PositiveInt = Field(10, description="Steps between lines on the console.")
+    continue_optimizer: bool = Field(
+        False,
+        description="Take over the optimizer's moments from the checkpoint it starts from, too; by "
+        "default the optimizer starts anew.",
+    )
     allow_changes: list[
         Literal[
             "blend",
@@ -331,15 +223,59 @@ class CPTStage(TrainingStage):
     """Continual pre-training on whole documents."""
 
     kind: Literal["cpt"]
+    blend: Name = Field(description="Which of `data.blends` it trains on.")
+    steps: PositiveInt = Field(description="Optimizer steps.")
+
+
+class Packing(Section):
+    """How conversations share a sequence; none is split and none sees another."""
+
+    order: Literal["shuffled", "as_given"] = Field(
+        "shuffled",
+        description="shuffled: packed as tightly as they fit, packs in a new random order each "
+        "pass; as_given: packed and trained in the dataset's order, for a curriculum within it.",
+    )
+    too_long: Literal["refuse", "truncate", "drop"] = Field(
+        "refuse",
+        description="What happens to a conversation with more than sequence_length + 1 tokens. "
+        "What was truncated or dropped is counted in the stage's metrics.",
+    )
+
+
+class SFTStage(TrainingStage):
+    """Supervised fine-tuning on packed conversations; documents may be replayed among them."""
+
+    kind: Literal["sft"]
+    blend: Name = Field(description="Which of `data.blends` it trains on.")
+    steps: PositiveInt | None = Field(None, description="Optimizer steps; give this or epochs.")
+    epochs: Weight | None = Field(
+        None,
+        description="Passes over each conversation dataset of the blend, times its weight; the "
+        "last batch is filled up from the next pass, and replay comes on top. Give this or steps.",
+    )
+    packing: Packing = Field(Packing(), description="How conversations share a sequence.")
+
+
+class SingleStage(TrainingStage):
+    """SFT on exactly the samples of several stages, shuffled into one: the curriculum's control.
+
+    Its steps are the sum of theirs; it starts where the first of them starts.
+    """
+
+    kind: Literal["sft_single_stage"]
+    of: list[Name] = Field(
+        min_length=2, description="The sft stages, replay included, whose samples it takes."
+    )
 
 
 class EvaluateStage(Stage):
     """Loss and perplexity of several checkpoints of one model on held-out sets, side by side."""
 
     kind: Literal["evaluate"]
-    checkpoints: list[Name] = Field(
+    checkpoints: list[Checkpoint] = Field(
         min_length=1,
-        description="Stages to compare, the base first; `import` is the imported model.",
+        description="Stages to compare, the base first; `import` is the imported model, "
+        "`NAME@best` a stage's best checkpoint.",
     )
     dtype: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the evaluation.")
 
@@ -351,7 +287,8 @@ class ExportStage(Stage):
     format: Literal["hf"] = Field("hf", description="What is written.")
 
 
-AnyStage = Annotated[CPTStage | EvaluateStage | ExportStage, Field(discriminator="kind")]
+AnyTrainingStage = CPTStage | SFTStage | SingleStage
+AnyStage = Annotated[AnyTrainingStage | EvaluateStage | ExportStage, Field(discriminator="kind")]
 
 
 class Evaluation(Section):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from megatron_soaes.recipe.schema import Recipe
 
@@ -36,7 +36,7 @@ class Stopped(Exception):
 class Stage(ABC):
     """One node of a run's graph, bound to its recipe."""
 
-    kind: ClassVar[str]
+    kind: str
 
     def __init__(self, recipe: Recipe, name: str) -> None:
         self.recipe = recipe

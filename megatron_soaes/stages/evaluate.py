@@ -7,13 +7,14 @@ from typing import Any
 from megatron_soaes.recipe import graph
 from megatron_soaes.recipe.check import shapes_of
 from megatron_soaes.recipe.schema import EvaluateStage as EvaluateSettings
-from megatron_soaes.recipe.schema import Precision, Recipe
+from megatron_soaes.recipe.schema import Recipe
+from megatron_soaes.recipe.training_settings import Precision
 from megatron_soaes.stages.base import Plan, Stage
 from megatron_soaes.stages.datasets import (
     data_config,
     data_inputs,
-    held_out_windows,
-    window_settings,
+    held_out_sets,
+    reading_for,
 )
 from megatron_soaes.stages.locations import checkpoint_root
 
@@ -49,28 +50,25 @@ class EvaluateStage(Stage):
         )
 
     def run(self) -> dict[str, Any]:
-        from megatron_soaes.accelerator.groups import first_rank_first, model_parallel
-        from megatron_soaes.training.engine import build_options, load_model
+        from megatron_soaes.accelerator.groups import first_rank_first
+        from megatron_soaes.checkpoint.directory import best_iteration
+        from megatron_soaes.training.engine import build_options, layout_groups, load_model
         from megatron_soaes.training.validation import validate
 
         recipe, stage = self.recipe, self.settings
         source = graph.model_of(recipe, stage)
         layout = graph.layout_of(recipe, stage)
         shape = shapes_of(recipe)[0][stage.model]
-        length = recipe.evaluation.sequence_length
-        settings = window_settings(recipe, source, length, shape.vocab_size)
+        reading = reading_for(recipe, source, shape, recipe.evaluation.sequence_length)
         with first_rank_first():
-            sets = held_out_windows(recipe, recipe.evaluation.perplexity, settings)
+            sets = held_out_sets(reading, recipe.evaluation.perplexity, "refuse")
         options = build_options(shape, source, layout, Precision(dtype=stage.dtype))
         metrics = {}
-        with model_parallel(
-            layout.tensor_parallel,
-            layout.pipeline_parallel,
-            layout.virtual_pipeline,
-            layout.context_parallel,
-        ):
+        with layout_groups(layout):
             for name in stage.checkpoints:
-                chunks = load_model(shape, options, checkpoint_root(recipe, name, stage.model))
+                root = checkpoint_root(recipe, name, stage.model)
+                iteration = best_iteration(root) if name.endswith(graph.BEST) else None
+                chunks = load_model(shape, options, root, iteration)
                 metrics[name] = validate(
                     chunks, shape.vocab_size, sets, recipe.evaluation.micro_batch_size, layout
                 )

@@ -30,19 +30,23 @@ class ExportStage(Stage):
             outputs={"hf": self.directory / "hf"},
             config={
                 "format": self.settings.format,
+                "after": start,
                 "shard_bytes": self.recipe.export.shard_bytes,
             },
             directory=self.directory,
         )
 
     def run(self) -> dict[str, Any]:
+        from megatron_soaes.checkpoint.directory import best_iteration
         from megatron_soaes.checkpoint.export_hf import export_hf
 
         plan = self.plan()
         shutil.rmtree(plan.outputs["hf"], ignore_errors=True)
+        root, start = plan.inputs["checkpoint"], graph.start_of(self.recipe, self.settings)
         report = export_hf(
-            plan.inputs["checkpoint"],
+            root,
             plan.outputs["hf"],
+            iteration=best_iteration(root) if start.endswith(graph.BEST) else None,
             shard_bytes=self.recipe.export.shard_bytes,
         )
         assert report.parity is not None

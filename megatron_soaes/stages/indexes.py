@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sized
 from megatron_soaes.recipe import graph
 from megatron_soaes.recipe.check import check
 from megatron_soaes.recipe.schema import EvaluateStage, Recipe, TrainingStage
-from megatron_soaes.stages.datasets import held_out_windows, training_blend, window_settings
+from megatron_soaes.stages.datasets import held_out_sets, reading_for
+from megatron_soaes.stages.mixtures import too_long_of, training_mixture
 
 
 def build_indexes(recipe: Recipe, say: Callable[[str], None]) -> None:
@@ -20,19 +21,18 @@ def build_indexes(recipe: Recipe, say: Callable[[str], None]) -> None:
     for stage in recipe.stages:
         if not isinstance(stage, TrainingStage | EvaluateStage):
             continue
-        source = graph.model_of(recipe, stage)
-        vocab_size = shapes[stage.model].vocab_size
-        if isinstance(stage, TrainingStage):
-            settings = window_settings(recipe, source, stage.sequence_length, vocab_size)
-            blend = training_blend(recipe, stage, settings)
-            sets = held_out_windows(recipe, stage.validation.sets, settings)
-            say(f"{stage.name}: {len(blend):,} training windows, {_describe(sets)}")
-        else:
-            length = recipe.evaluation.sequence_length
-            settings = window_settings(recipe, source, length, vocab_size)
-            sets = held_out_windows(recipe, recipe.evaluation.perplexity, settings)
+        source, shape = graph.model_of(recipe, stage), shapes[stage.model]
+        if isinstance(stage, EvaluateStage):
+            reading = reading_for(recipe, source, shape, recipe.evaluation.sequence_length)
+            sets = held_out_sets(reading, recipe.evaluation.perplexity, "refuse")
             say(f"{stage.name}: {_describe(sets)}")
+        else:
+            reading = reading_for(recipe, source, shape, stage.sequence_length)
+            mixture, steps = training_mixture(reading, stage)
+            sets = held_out_sets(reading, stage.validation.sets, too_long_of(stage))
+            samples = len(mixture.source_ids)
+            say(f"{stage.name}: {samples:,} training samples, {steps:,} steps, {_describe(sets)}")
 
 
 def _describe(sets: Mapping[str, Sized]) -> str:
-    return ", ".join(f"{name} {len(windows):,} windows" for name, windows in sets.items())
+    return ", ".join(f"{name} {len(samples):,} samples" for name, samples in sets.items())

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_soaes.recipe.graph import IMPORT, import_node, preprocess_node
+from megatron_soaes.recipe.graph import IMPORT, import_node, preprocess_node, stage_of
 from megatron_soaes.recipe.schema import ModelName, Recipe
 
 
 def indexed_prefix(recipe: Recipe, dataset: str) -> Path:
-    """Path without .bin/.idx of a dataset's tokens: made by its preprocessing, or given."""
+    """Path without suffix of a dataset's tokens: made by its preprocessing, or given."""
     wanted = recipe.data.datasets[dataset]
-    if wanted.indexed is not None:
-        return wanted.indexed
-    return preprocess_prefix(recipe, dataset).with_name(f"{dataset}_{wanted.key}_document")
+    given = wanted.indexed or wanted.indexed_conversations
+    if given is not None:
+        return given
+    made = preprocess_prefix(recipe, dataset)
+    return made if wanted.is_chat else made.with_name(f"{dataset}_{wanted.key}_document")
 
 
 def preprocess_prefix(recipe: Recipe, dataset: str) -> Path:
@@ -22,14 +24,16 @@ def preprocess_prefix(recipe: Recipe, dataset: str) -> Path:
 
 
 def indexed_files(recipe: Recipe, dataset: str) -> dict[str, Path]:
-    """The two files of a dataset's tokens, by names for a plan."""
+    """The files of a dataset's tokens, by names for a plan."""
     prefix = indexed_prefix(recipe, dataset)
-    return {
-        f"{dataset}{suffix}": prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")
-    }
+    suffixes: tuple[str, ...] = (".bin", ".idx")
+    if recipe.data.datasets[dataset].is_chat:
+        suffixes += ("_weights.bin", "_weights.idx", "_sources.npy", ".json")
+    return {f"{dataset}{suffix}": prefix.with_name(prefix.name + suffix) for suffix in suffixes}
 
 
-def checkpoint_root(recipe: Recipe, stage: str, model: ModelName) -> Path:
-    """Checkpoints of a training stage, or of the imported model under the name `import`."""
+def checkpoint_root(recipe: Recipe, checkpoint: str, model: ModelName) -> Path:
+    """Checkpoints of the training stage, or of the imported model, that a name speaks of."""
+    stage = stage_of(checkpoint)
     folder = import_node(model) if stage == IMPORT else stage
     return recipe.workdir / folder / "checkpoints"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from megatron_soaes.recipe import graph
-from megatron_soaes.recipe.schema import CPTStage as CPTSettings
+from megatron_soaes.recipe.schema import CPTStage, ModelName, Recipe, SFTStage, SingleStage
 from megatron_soaes.recipe.schema import EvaluateStage as EvaluateSettings
 from megatron_soaes.recipe.schema import ExportStage as ExportSettings
-from megatron_soaes.recipe.schema import ModelName, Recipe
 from megatron_soaes.stages.base import Stage
-from megatron_soaes.stages.cpt import CPTStage
 from megatron_soaes.stages.evaluate import EvaluateStage
 from megatron_soaes.stages.export import ExportStage
 from megatron_soaes.stages.import_model import ImportStage
 from megatron_soaes.stages.preprocess import PreprocessStage
+from megatron_soaes.stages.train import TrainStage
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
@@ -27,8 +26,8 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         found[name] = ImportStage(recipe, name, model)
     for settings in recipe.stages:
         match settings:
-            case CPTSettings():
-                found[settings.name] = CPTStage(recipe, settings)
+            case CPTStage() | SFTStage() | SingleStage():
+                found[settings.name] = TrainStage(recipe, settings)
             case EvaluateSettings():
                 found[settings.name] = EvaluateStage(recipe, settings)
             case ExportSettings():

@@ -16,11 +16,13 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_soaes.accelerator.groups import model_parallel
 from megatron_soaes.checkpoint import directory
 from megatron_soaes.checkpoint.distributed import load_weights
 from megatron_soaes.models.build import BuildOptions, build_model, dtype_named
-from megatron_soaes.recipe.schema import Layout, ModelSource, Precision, Recompute, TrainingStage
+from megatron_soaes.recipe.schema import ModelSource, TrainingStage
 from megatron_soaes.recipe.shapes import ModelShape
+from megatron_soaes.recipe.training_settings import Layout, Precision, Recompute
 
 
 @dataclass
@@ -84,8 +86,22 @@ def load_model(
     return chunks
 
 
-def build_engine(shape: ModelShape, chunks: list[GPTModel], stage: TrainingStage) -> Engine:
-    """Wrap loaded chunks for training as the stage says."""
+@contextmanager
+def layout_groups(layout: Layout) -> Iterator[None]:
+    """Megatron-Core's process groups of a layout, for the block (collective)."""
+    with model_parallel(
+        layout.tensor_parallel,
+        layout.pipeline_parallel,
+        layout.virtual_pipeline,
+        layout.context_parallel,
+    ):
+        yield
+
+
+def build_engine(
+    shape: ModelShape, chunks: list[GPTModel], stage: TrainingStage, steps: int
+) -> Engine:
+    """Wrap loaded chunks for `steps` of training as the stage says."""
     bf16 = stage.precision.dtype == "bf16"
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -121,7 +137,7 @@ def build_engine(shape: ModelShape, chunks: list[GPTModel], stage: TrainingStage
         ),
         wrapped,
     )
-    return Engine(shape, chunks, wrapped, optimizer, _build_schedule(stage, optimizer))
+    return Engine(shape, chunks, wrapped, optimizer, _build_schedule(stage, steps, optimizer))
 
 
 def _finalize_gradients(
@@ -135,12 +151,14 @@ def _finalize_gradients(
     finalize_model_grads(model, None, **kwargs)
 
 
-def _build_schedule(stage: TrainingStage, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+def _build_schedule(
+    stage: TrainingStage, steps: int, optimizer: MegatronOptimizer
+) -> OptimizerParamScheduler:
     """Learning rate over consumed samples, in the units and with the formulas of Megatron-Core."""
     batch = stage.global_batch_size
     schedule = stage.schedule
-    samples = stage.steps * batch
-    decay_steps = schedule.decay_steps or max(1, stage.steps // 10)
+    samples = steps * batch
+    decay_steps = schedule.decay_steps or max(1, steps // 10)
     return OptimizerParamScheduler(
         optimizer,
         init_lr=schedule.warmup_from_lr,

@@ -33,8 +33,8 @@ class StepResult:
     """Global L2 norm before clipping."""
     lr: float
     """Learning rate of this step."""
-    trained_weight: float
-    """Sum of loss weights over the global batch."""
+    trained_tokens: int
+    """Tokens of the global batch with a loss weight above 0."""
     finite: bool
     """False when loss or gradient was NaN or infinite; then no weight was changed."""
     stop_requested: bool
@@ -49,7 +49,7 @@ def train_step(
     `stop_here` is this rank's wish to stop; it travels with the loss so that all ranks agree on it.
     Raises ValueError when no token of the global batch is trained.
     """
-    weight = global_weight(batches)
+    weight, trained_tokens = global_weight(batches)
     if weight == 0:
         raise ValueError("no token of this global batch has a loss weight above 0")
     for wrapped in engine.wrapped:
@@ -67,14 +67,14 @@ def train_step(
         _clip(engine, grad_norm)
         engine.optimizer.step_with_ready_grads()
     engine.schedule.step(increment=global_batch_size)
-    return StepResult(loss, grad_norm, lr, weight, finite, stops > 0)
+    return StepResult(loss, grad_norm, lr, trained_tokens, finite, stops > 0)
 
 
 def evaluation_loss(
     chunks: Sequence[GPTModel], vocab_size: int, batches: Sequence[MicroBatch]
 ) -> tuple[float, float]:
     """Mean loss in nats over the trained tokens of all replicas' batches, and their weight."""
-    weight = global_weight(batches)
+    weight, _ = global_weight(batches)
     for chunk in chunks:
         chunk.eval()
     with torch.no_grad():
@@ -84,12 +84,16 @@ def evaluation_loss(
     return sum_over_world([local_loss])[0], weight
 
 
-def global_weight(batches: Sequence[MicroBatch]) -> float:
-    """Sum of loss weights over all replicas' micro-batches (collective over data parallel)."""
-    local = sum(float(batch.loss_weights.sum(dtype=torch.float64)) for batch in batches)
-    total = torch.tensor([local], dtype=torch.float64, device=this_device().torch_device)
+def global_weight(batches: Sequence[MicroBatch]) -> tuple[float, int]:
+    """Sum of loss weights over all replicas' micro-batches, and how many of them are above 0.
+
+    Collective over data parallel.
+    """
+    weights = torch.cat([batch.loss_weights.flatten() for batch in batches]).double()
+    total = torch.stack((weights.sum(), weights.gt(0).sum()))
     torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    return float(total.item())
+    weight, tokens = total.tolist()
+    return weight, round(tokens)
 
 
 def sum_over_world(values: Sequence[float]) -> list[float]:

@@ -56,6 +56,17 @@ class Telemetry:
             f"  validation after step {step}: " + "  ".join(parts), markup=False, soft_wrap=True
         )
 
+    def overfitting(self, step: int, above_lowest: Mapping[str, float]) -> None:
+        """Held-out sets that get worse while the others get better, if there are any."""
+        if not above_lowest:
+            return
+        self._write({"step": step, "overfitting": dict(above_lowest)})
+        for name, nats in above_lowest.items():
+            self.say(
+                f"  WARNING: {name} overfits: its held-out loss rises and is {nats:.3f} above its "
+                "lowest. Give its source a lower weight or fewer passes, or set validation.best."
+            )
+
     def saved(self, report: SaveReport) -> None:
         """A checkpoint that is complete."""
         figures = {

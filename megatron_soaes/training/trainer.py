@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from megatron_soaes.checkpoint.trainer_state import (
     TrainerState,
     refuse_undeclared_changes,
 )
-from megatron_soaes.data.blend import TrainingBlend, positions_of_rank
-from megatron_soaes.data.indexed import Windows
-from megatron_soaes.data.sample import MicroBatch, collate
+from megatron_soaes.data.blend import Mixture, consumed_by_source, positions_of_rank
+from megatron_soaes.data.sample import MicroBatch, SampleSource, collate
 from megatron_soaes.errors import NonFiniteError
-from megatron_soaes.models.build import dtype_named
-from megatron_soaes.recipe.schema import Layout, ModelSource, TrainingStage
+from megatron_soaes.models.build import BuildOptions, dtype_named
+from megatron_soaes.recipe.schema import ModelSource, TrainingStage
 from megatron_soaes.recipe.shapes import ModelShape
+from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.engine import (
     Engine,
     build_chunks,
@@ -38,6 +38,7 @@ from megatron_soaes.training.engine import (
     load_model,
 )
 from megatron_soaes.training.non_finite import write_report
+from megatron_soaes.training.progress import BestCheckpoint, overfitting
 from megatron_soaes.training.step import StepResult, train_step
 from megatron_soaes.training.stopping import StopSignal
 from megatron_soaes.training.telemetry import GIB, Telemetry, measured_matmul_rate
@@ -50,6 +51,8 @@ class TrainingJob:
     """A training stage with everything it needs, resolved."""
 
     stage: TrainingStage
+    steps: int
+    """Optimizer steps in all."""
     layout: Layout
     shape: ModelShape
     source: ModelSource
@@ -57,11 +60,13 @@ class TrainingJob:
     tokenizer: str
     """SHA-256 of the tokenizer.json behind the blend."""
     start: Path
-    """Checkpoint root the weights come from when nothing was saved yet."""
+    """Checkpoint root the weights come from when nothing was saved yet: its newest iteration."""
     out: Path
     """Folder of the stage: checkpoints/, metrics.jsonl, tensorboard/, traces/, non_finite/."""
-    blend: TrainingBlend
-    validation: Mapping[str, Windows]
+    mixture: Mixture
+    validation: Mapping[str, SampleSource]
+    start_at_best: bool = False
+    """Whether to start from the iteration of `start` that is marked as the best instead."""
     peak_flops: float | None = None
     """Datasheet FLOP/s of one device, for MFU; measured when None."""
     written_by: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +108,7 @@ class Trainer:
         )
         self._flops_per_token = job.shape.flops_per_token(job.stage.sequence_length)
         self.telemetry = (
-            Telemetry(job.out, self.state.iteration, job.stage.steps, job.stage.log_every)
+            Telemetry(job.out, self.state.iteration, job.steps, job.stage.log_every)
             if world_rank() == 0
             else None
         )
@@ -118,24 +123,26 @@ class Trainer:
             profiler = self._profiler(stack)
             if self.state.iteration == 0:
                 validation = self._validate(0)
-            for step in range(self.state.iteration + 1, stage.steps + 1):
+            for step in range(self.state.iteration + 1, self.job.steps + 1):
                 result = self._step(step)
                 if profiler is not None:
                     profiler.step()
                 watchdog.beat()
                 self._tell(self.saver.poll())
-                last = step == stage.steps
+                last = step == self.job.steps
                 stops = result.stop_requested and not last
+                better = False
                 if not stops and (last or step % stage.validation.every == 0):
                     validation = self._validate(step)
-                if last or stops or step % stage.checkpoints.every == 0:
+                    better = self._judge(step, validation)
+                if last or stops or better or step % stage.checkpoints.every == 0:
                     self._save()
                 if stops:
                     self._tell(self.saver.finish())
                     self._say(f"  stopped after step {step}; the state is saved")
                     return self._result(False, validation)
         self._tell(self.saver.finish())
-        return self._result(True, validation or self._validate(stage.steps))
+        return self._result(True, validation or self._validate(self.job.steps))
 
     def _step(self, step: int) -> StepResult:
         stage = self.job.stage
@@ -151,7 +158,7 @@ class Trainer:
         device = this_device()
         batches = [
             collate(
-                [self.job.blend[int(p)] for p in row],
+                [self.job.mixture[int(p)] for p in row],
                 device.torch_device,
                 self.job.layout.document_multiple,
             )
@@ -167,14 +174,13 @@ class Trainer:
     def _advanced(self, step: int, result: StepResult) -> TrainerState:
         consumed = self.state.consumed_samples + self.job.stage.global_batch_size
         skipped = self.state.skipped_steps if result.finite else [*self.state.skipped_steps, step]
-        return TrainerState(
+        return replace(
+            self.state,
             iteration=step,
             consumed_samples=consumed,
-            consumed_samples_by_source=self.job.blend.consumed_by_source(consumed),
-            trained_tokens=self.state.trained_tokens + round(result.trained_weight),
+            consumed_samples_by_source=consumed_by_source(self.job.mixture, consumed),
+            trained_tokens=self.state.trained_tokens + result.trained_tokens,
             skipped_steps=skipped,
-            identity=self.state.identity,
-            random=self.state.random,
             schedule=self.engine.schedule.state_dict(),
             written_by=dict(self.job.written_by),
         )
@@ -194,7 +200,7 @@ class Trainer:
             engine=self.engine,
             batches=batches,
             positions=positions,
-            sources=self.job.blend.sources,
+            sources=self.job.mixture.sources,
         )
         limit = self.job.stage.non_finite.stop_after
         if self._non_finite_in_a_row >= limit:
@@ -218,6 +224,18 @@ class Trainer:
         if self.telemetry and losses:
             self.telemetry.validation(step, losses)
         return losses
+
+    def _judge(self, step: int, validation: Mapping[str, Mapping[str, float]]) -> bool:
+        """Remember the losses and warn of a set that overfits; is this step the best so far?"""
+        losses = {name: figures["loss"] for name, figures in validation.items()}
+        history = [*self.state.validation, {"step": step, "losses": losses}]
+        decides = self.job.stage.validation.best
+        before = BestCheckpoint(**self.state.best) if self.state.best else None
+        best = BestCheckpoint.of(step, losses[decides], before) if decides else None
+        self.state = replace(self.state, validation=history, best=asdict(best) if best else None)
+        if self.telemetry:
+            self.telemetry.overfitting(step, overfitting([entry["losses"] for entry in history]))
+        return best is not None and best.iteration == step
 
     def _save(self) -> None:
         if world_rank() == 0:
@@ -294,6 +312,7 @@ class Trainer:
             "consumed_samples": self.state.consumed_samples_by_source,
             "trained_tokens": self.state.trained_tokens,
             "skipped_steps": len(self.state.skipped_steps),
+            "best": self.state.best,
         }
         return TrainingResult(completed, metrics)
 
@@ -305,9 +324,8 @@ def _restore(job: TrainingJob) -> tuple[Engine, TrainerState]:
     identity = _identity(job)
     iteration = directory.latest_iteration(job.checkpoints)
     if iteration is None:
-        engine = build_engine(job.shape, load_model(job.shape, options, job.start), stage)
-        return engine, _fresh_state(job, identity)
-    engine = build_engine(job.shape, build_chunks(job.shape, options), stage)
+        return _start(job, options), _fresh_state(job, identity)
+    engine = build_engine(job.shape, build_chunks(job.shape, options), stage, job.steps)
     state = distributed.load(
         job.checkpoints,
         iteration,
@@ -326,14 +344,27 @@ def _restore(job: TrainingJob) -> tuple[Engine, TrainerState]:
     return engine, state
 
 
+def _start(job: TrainingJob, options: BuildOptions) -> Engine:
+    """The start weights; with the moments of their optimizer if the stage says so."""
+    iteration = directory.best_iteration(job.start) if job.start_at_best else None
+    if not job.stage.continue_optimizer:
+        chunks = load_model(job.shape, options, job.start, iteration)
+        return build_engine(job.shape, chunks, job.stage, job.steps)
+    engine = build_engine(job.shape, build_chunks(job.shape, options), job.stage, job.steps)
+    iteration = directory.require_iteration(job.start, iteration)
+    deadline = job.stage.checkpoints.deadline_s
+    distributed.load(job.start, iteration, engine.chunks, engine.optimizer, deadline)
+    return engine
+
+
 def _identity(job: TrainingJob) -> Identity:
     stage = job.stage
     return Identity(
-        blend=job.blend.hash,
+        blend=job.mixture.hash,
         tokenizer=job.tokenizer,
         global_batch_size=stage.global_batch_size,
         sequence_length=stage.sequence_length,
-        steps=stage.steps,
+        steps=job.steps,
         seed=job.seed,
         optimizer=stage.optimizer.model_dump(mode="json"),
         schedule=stage.schedule.model_dump(mode="json"),
@@ -344,11 +375,13 @@ def _fresh_state(job: TrainingJob, identity: Identity) -> TrainerState:
     return TrainerState(
         iteration=0,
         consumed_samples=0,
-        consumed_samples_by_source=job.blend.consumed_by_source(0),
+        consumed_samples_by_source=consumed_by_source(job.mixture, 0),
         trained_tokens=0,
         skipped_steps=[],
         identity=identity,
         random={"seed": job.seed, "rule": "every stream is set anew each step from (seed, step)"},
         schedule={},
+        validation=[],
+        best=None,
         written_by=dict(job.written_by),
     )

@@ -10,16 +10,15 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
 from megatron_soaes.accelerator.device import this_device
-from megatron_soaes.data.indexed import Windows
-from megatron_soaes.data.sample import MicroBatch, Sample, collate
-from megatron_soaes.recipe.schema import Layout
+from megatron_soaes.data.sample import MicroBatch, Sample, SampleSource, collate
+from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.step import evaluation_loss
 
 
 def validate(
     chunks: Sequence[GPTModel],
     vocab_size: int,
-    sets: Mapping[str, Windows],
+    sets: Mapping[str, SampleSource],
     micro_batch_size: int,
     layout: Layout,
     *,
@@ -37,7 +36,7 @@ def validate(
 def _one_set(
     chunks: Sequence[GPTModel],
     vocab_size: int,
-    windows: Windows,
+    windows: SampleSource,
     micro_batch_size: int,
     layout: Layout,
     *,
@@ -50,7 +49,7 @@ def _one_set(
 
 
 def _micro_batches(
-    windows: Windows, count: int, micro_batch_size: int, layout: Layout
+    windows: SampleSource, count: int, micro_batch_size: int, layout: Layout
 ) -> list[MicroBatch]:
     """This replica's share of windows 0..count-1, filled up with windows that weigh nothing.
 

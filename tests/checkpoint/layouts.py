@@ -27,7 +27,7 @@ from megatron_soaes.accelerator.groups import model_parallel, world_rank
 from megatron_soaes.checkpoint import directory, distributed, shard_writer
 from megatron_soaes.checkpoint.megatron_arguments import megatron_arguments
 from megatron_soaes.checkpoint.saver import CheckpointSaver
-from megatron_soaes.recipe.schema import Checkpointing, Layout
+from megatron_soaes.recipe.training_settings import Checkpointing, Layout
 from megatron_soaes.training.trainer import Trainer
 from tests.checkpoint.ranks import run_ranks
 from tests.training.material import make_job, make_material

@@ -27,7 +27,7 @@ from megatron_soaes.accelerator.groups import model_parallel, world_rank
 from megatron_soaes.checkpoint import directory, shard_writer
 from megatron_soaes.checkpoint.shard_writer import ShardWriter
 from megatron_soaes.checkpoint.verify import verify
-from megatron_soaes.recipe.schema import Layout
+from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.trainer import Trainer
 from tests.checkpoint.ranks import run_ranks
 from tests.training.material import make_job, make_material

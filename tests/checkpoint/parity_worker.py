@@ -26,8 +26,8 @@ from megatron_soaes.accelerator.groups import (
 from megatron_soaes.checkpoint.directory import HF_FILES, TRACKER, iteration_directory
 from megatron_soaes.checkpoint.distributed import load_weights
 from megatron_soaes.models.build import BuildOptions, build_model
-from megatron_soaes.recipe.schema import Layout
 from megatron_soaes.recipe.shapes import ModelShape, read_shape
+from megatron_soaes.recipe.training_settings import Layout
 
 PADDED = 512
 """Twice the vocabulary of the tiny models: the second tensor-parallel rank holds only padding, or

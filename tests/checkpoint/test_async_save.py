@@ -16,8 +16,8 @@ from megatron_soaes.checkpoint.directory import HF_FILES, iteration_directory
 from megatron_soaes.checkpoint.shard_writer import ShardWriter, in_host_memory
 from megatron_soaes.checkpoint.show import show
 from megatron_soaes.recipe.megatron_args import shape_from_args
-from megatron_soaes.recipe.schema import Checkpointing
 from megatron_soaes.recipe.shapes import read_shape
+from megatron_soaes.recipe.training_settings import Checkpointing
 from tests.checkpoint.layouts import LAYOUTS, STEPS
 
 pytestmark = pytest.mark.timeout(900)

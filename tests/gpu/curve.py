@@ -20,8 +20,9 @@ from megatron_soaes.accelerator.groups import (
     process_group,
     seed_step,
 )
-from megatron_soaes.recipe.schema import Layout, ModelSource, TrainingStage
+from megatron_soaes.recipe.schema import CPTStage, ModelSource
 from megatron_soaes.recipe.shapes import read_shape
+from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.engine import build_engine, build_options, load_model
 from megatron_soaes.training.step import train_step
 from tests.gpu.material import MULTIPLE, learnable_batch
@@ -36,9 +37,10 @@ def train(
 ) -> tuple[list[float], GPTModel]:
     """Losses of `steps` steps from `checkpoint`, and the trained model (groups must be active)."""
     shape = read_shape(hf_dir / "config.json")
-    stage = TrainingStage.model_validate(
+    stage = CPTStage.model_validate(
         {
             "name": "curve",
+            "kind": "cpt",
             "blend": "synthetic",
             "steps": steps,
             "sequence_length": LENGTH,
@@ -50,7 +52,7 @@ def train(
     )
     source = ModelSource(source=hf_dir, vocab_size_multiple=MULTIPLE)
     options = build_options(shape, source, Layout(), stage.precision)
-    engine = build_engine(shape, load_model(shape, options, checkpoint), stage)
+    engine = build_engine(shape, load_model(shape, options, checkpoint), stage, stage.steps)
     losses = []
     for step in range(1, steps + 1):
         seed_step(1234, step)

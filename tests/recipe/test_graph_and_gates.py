@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from megatron_soaes.errors import UserError
 from megatron_soaes.recipe.gates import OPERATORS, Gate
-from megatron_soaes.recipe.graph import checkpoints_read, layout_of, nodes, start_of
+from megatron_soaes.recipe.graph import layout_of, nodes, start_of
 from megatron_soaes.recipe.load import load_recipe
-from megatron_soaes.recipe.schema import Layout
+from megatron_soaes.recipe.training_settings import Layout
 
 from .recipe_files import RECIPE, write_recipe
 
@@ -33,8 +33,6 @@ def test_after_names_another_start(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, ["to-hf.after=import"])
 
     assert start_of(recipe, recipe.stages[-1]) == "import"
-    assert checkpoints_read(recipe, recipe.stages[-1]) == ["import"]
-    assert checkpoints_read(recipe, recipe.stages[2]) == ["import", "cpt"]  # an evaluate stage
 
 
 def test_a_stage_has_its_models_layout_unless_it_has_its_own(recipe_file: Path) -> None:

@@ -13,8 +13,9 @@ from megatron_soaes.recipe.check_arithmetic import check_arithmetic
 from megatron_soaes.recipe.check_cluster import check_cluster
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.problems import Problem, RecipeErrors
-from megatron_soaes.recipe.schema import CPTStage, Layout
+from megatron_soaes.recipe.schema import CPTStage
 from megatron_soaes.recipe.shapes import shape_from_config
+from megatron_soaes.recipe.training_settings import Layout
 
 from .recipe_files import QWEN2_5_72B, RECIPE, RECIPE_72B, TARGET, write_recipe
 
@@ -61,9 +62,9 @@ WITH_TE = "cluster={gpu: h100-80g, transformer_engine: 2.11.0}"
         (["evaluation.perplexity=[domian]"], "evaluation.perplexity", "'domain'"),
         (["evaluation.perplexity=[domain, domain]"], "evaluation.perplexity", "Remove the others"),
         (["evaluation.perplexity=[]"], "evaluation.perplexity", "List the held-out datasets"),
-        (["unseen.text=[]"], "data.datasets.unseen", "Give `text` or `indexed`"),
-        (["unseen.indexed=x"], "data.datasets.unseen", "Give `text` or `indexed`"),
-        (["general.key=body"], "data.datasets.general.key", "it has no keys"),
+        (["unseen.text=[]"], "data.datasets.unseen", "Give one of text"),
+        (["unseen.indexed=x"], "data.datasets.unseen", "Give one of text"),
+        (["general.key=body"], "data.datasets.general.key", "only `text` is read with it"),
         (["to-hf.after=cpt-1"], "stages.to-hf.after", "'cpt'"),
         (["to-hf.after=compare"], "stages.to-hf.after", "Known: cpt, import"),
         (["to-hf.after=draft-cpt"], "stages.to-hf.after", "Known: cpt, import"),

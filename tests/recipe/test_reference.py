@@ -8,7 +8,8 @@ from megatron_soaes.recipe.check import check
 from megatron_soaes.recipe.gpus import GPUS
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.reference import recipe_reference, show
-from megatron_soaes.recipe.schema import FP8, CPTStage, Optimizer
+from megatron_soaes.recipe.schema import CPTStage
+from megatron_soaes.recipe.training_settings import FP8, Optimizer
 
 from .recipe_files import write_recipe
 

@@ -13,7 +13,7 @@ import pytest
 from megatron_soaes.accelerator.groups import Rendezvous, model_parallel, process_group
 from megatron_soaes.accelerator.launch import launch
 from tests.training import meddling
-from tests.training.material import make_job, make_material
+from tests.training.material import make_job, make_material, make_sft_job
 from tests.training.two_processes import BF16
 from tests.training.watched import run
 
@@ -45,6 +45,7 @@ def alone(material: Path, one_process: None) -> Path:
     run(make_job(material, runs / "one"))
     run(make_job(material, runs / "one-qwen2", "qwen2"))
     run(make_job(material, runs / "one-deep", "deep"))
+    run(make_sft_job(material, runs / "one-sft"))
     run(make_job(material, runs / "one-stopped"), meddling.terminate_in(7))
     shutil.copytree(runs / "one-stopped", runs / "one-resumed")
     run(make_job(material, runs / "one-resumed"))

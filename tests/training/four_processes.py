@@ -10,7 +10,7 @@ from megatron_soaes.accelerator.groups import (
     process_group,
     rendezvous_from_environment,
 )
-from megatron_soaes.recipe.schema import Layout
+from megatron_soaes.recipe.training_settings import Layout
 from tests.training.two_processes import FULL, SELECTIVE, Runs
 
 

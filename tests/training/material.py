@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from data_prep.indexed import token_dtype, write_index
 from megatron_soaes.accelerator.groups import first_rank_first
 from megatron_soaes.checkpoint.import_hf import import_hf
 from megatron_soaes.data.blend import TrainingBlend
+from megatron_soaes.data.conversations import ConversationRange, Packs, PackSettings
 from megatron_soaes.data.indexed import DocumentRange, TokenizerFacts, Windows, WindowSettings
-from megatron_soaes.recipe.schema import Layout, ModelSource, TrainingStage
+from megatron_soaes.recipe.schema import CPTStage, ModelSource
 from megatron_soaes.recipe.shapes import read_shape
+from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.trainer import TrainingJob
 from tests.checkpoint.tiny import Case, make_model
+from tests.data.material import random_conversations, window_sources, write_conversations
 
 VOCABULARY = 250
 PADDED = 256
@@ -40,6 +44,7 @@ def make_material(folder: Path) -> None:
         import_hf(make_model(folder / name / "hf", case), folder / name / "imported", verify=False)
     for seed, name in enumerate(SHARES):
         write_dataset(folder / name, random_documents(seed))
+    write_conversations(folder / "chats", random_conversations(7, 60, SEQUENCE + 1, VOCABULARY))
 
 
 def random_documents(seed: int, count: int = 200) -> list[list[int]]:
@@ -63,15 +68,41 @@ def write_dataset(prefix: Path, documents: Iterable[list[int]]) -> None:
         write_index(stream, dtype, len(kept), len(kept), lambda: [lengths])
 
 
+def chat_settings(folder: Path) -> PackSettings:
+    """How conversations are packed."""
+    facts = window_settings(folder).tokenizer
+    return PackSettings(SEQUENCE, 11, facts, folder / "cache")
+
+
+def make_sft_job(
+    folder: Path, out: Path, model: str = "qwen3", layout: Layout = ONE_PROCESS, **changes: Any
+) -> TrainingJob:
+    """Eight steps on packed conversations with a quarter of replayed documents (collective)."""
+    wanted: dict[str, Any] = {"steps": 8} | changes
+    job = make_job(folder, out, model, layout, **wanted)
+    settings = window_settings(folder)
+    documents = {"general": DocumentRange("general", folder / "general")}
+    chats = ConversationRange("chats", folder / "chats", 0.0, 0.8)
+    with first_rank_first():
+        sources = window_sources(documents, settings) | {
+            "chats": lambda samples: Packs(chats, chat_settings(folder), 1)
+        }
+        shares = {"chats": 0.75, "general": 0.25}
+        mixture = TrainingBlend(sources, shares, job.steps * job.stage.global_batch_size)
+        held_out = Packs(replace(chats, first_share=0.8, last_share=1.0), chat_settings(folder), 1)
+    return replace(job, mixture=mixture, validation={"chats": held_out})
+
+
 def window_settings(folder: Path) -> WindowSettings:
     """How every job cuts documents."""
     return WindowSettings(SEQUENCE, 11, TokenizerFacts(VOCABULARY, EOD, "0" * 64), folder / "cache")
 
 
-def make_stage(**changes: Any) -> TrainingStage:
+def make_stage(**changes: Any) -> CPTStage:
     """Twenty steps in fp32 at a constant rate that visibly learns; `changes` replace fields."""
     wanted: dict[str, Any] = {
         "name": "cpt",
+        "kind": "cpt",
         "blend": "mixture",
         "steps": STEPS,
         "sequence_length": SEQUENCE,
@@ -81,7 +112,7 @@ def make_stage(**changes: Any) -> TrainingStage:
         "schedule": {"shape": "constant"},
         "checkpoints": {"every": 1000},
     }
-    return TrainingStage.model_validate(wanted | changes)
+    return CPTStage.model_validate(wanted | changes)
 
 
 def make_job(
@@ -98,10 +129,12 @@ def make_job(
     held_out = DocumentRange("domain", folder / "domain", 0.9, 1.0)
     settings = window_settings(folder)
     with first_rank_first():
-        blend = TrainingBlend(documents, shares, stage.steps * stage.global_batch_size, settings)
+        sources = window_sources(documents, settings)
+        blend = TrainingBlend(sources, shares, stage.steps * stage.global_batch_size)
         validation = {"held_out": Windows(held_out, None, settings, 0)}
     return TrainingJob(
         stage=stage,
+        steps=stage.steps,
         layout=layout,
         shape=read_shape(folder / model / "hf" / "config.json"),
         source=ModelSource(source=folder / model / "hf"),
@@ -109,7 +142,7 @@ def make_job(
         tokenizer=settings.tokenizer.sha256,
         start=folder / model / "imported",
         out=out,
-        blend=blend,
+        mixture=blend,
         validation=validation,
         peak_flops=1e12,
     )

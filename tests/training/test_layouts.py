@@ -107,7 +107,7 @@ def loss_by_transformers(job: TrainingJob) -> float:
     )
     total, count = 0.0, 0
     for position in range(BATCH):
-        window = job.blend[position].tokens
+        window = job.mixture[position].tokens
         documents = np.split(window, np.flatnonzero(window == EOD) + 1)
         assert len(documents) >= 2
         for document in documents:

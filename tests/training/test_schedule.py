@@ -19,7 +19,7 @@ def rates(job: TrainingJob) -> list[float]:
     """The rate of each step of the stage; that of step 1 first."""
     stage = job.stage
     options = build_options(job.shape, job.source, job.layout, stage.precision)
-    engine = build_engine(job.shape, load_model(job.shape, options, job.start), stage)
+    engine = build_engine(job.shape, load_model(job.shape, options, job.start), stage, stage.steps)
     found = []
     for _ in range(stage.steps):
         (rate,) = {group["lr"] for group in engine.optimizer.param_groups}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from megatron_soaes.accelerator.groups import (
     rendezvous_from_environment,
     world_rank,
 )
-from megatron_soaes.recipe.schema import Layout
+from megatron_soaes.recipe.training_settings import Layout
+from megatron_soaes.training.trainer import TrainingJob
 from tests.training import meddling
-from tests.training.material import make_job
+from tests.training.material import make_job, make_sft_job
 from tests.training.watched import Meddler, run
 
 DATA = Layout(data_parallel=2)
@@ -52,13 +54,14 @@ class Runs:
         model: str = "qwen3",
         meddle: Meddler | None = None,
         after: str | None = None,
+        make: Callable[..., TrainingJob] = make_job,
         **changes: Any,
     ) -> None:
         """Run from the start, or go on where the run `after` was left, in whatever layout."""
         runs = self._folder / "runs"
         if world_rank() == 0 and after is not None:
             shutil.copytree(runs / after, runs / name)
-        job = make_job(self._folder, runs / name, model, self._layout, **changes)
+        job = make(self._folder, runs / name, model, self._layout, **changes)
         run(job, meddle)
 
 
@@ -96,6 +99,7 @@ def sequence_runs(run: Runs) -> None:
     run("tp2-sp-bf16-stopped", meddle=meddling.terminate_in(3, rank=1), **BF16)
     run("tp2-sp-bf16-resumed", after="tp2-sp-bf16-stopped", **BF16)
     run("tp2-sp-qwen2", model="qwen2")
+    run("tp2-sp-sft", make=make_sft_job)
     run("tp2-sp-unreduced", meddle=meddling.forget_gradients(stop=2))
     run("tp2-sp-unmarked", meddle=meddling.forget_norm_marks(stop=2))
 
@@ -105,6 +109,7 @@ def data_runs(run: Runs) -> None:
     run("dp2-full", **FULL)
     run("dp2-selective", **SELECTIVE)
     run("dp2-overlap", **OVERLAP)
+    run("dp2-sft", make=make_sft_job)
     run("tp2-sp-to-dp2", after="tp2-sp-stopped")
     run("dp2-nan-activations", meddle=meddling.spoil_activations(SPOILED, rank=1), **IMPATIENT)
     run("dp2-unreduced", meddle=meddling.forget_gradients(stop=2))
@@ -116,6 +121,9 @@ def pipeline_runs(folder: Path) -> None:
     run("pp2-full", model="deep", **FULL)
     run("pp2-selective", model="deep", **SELECTIVE)
     run("pp2-qwen2", model="qwen2")
+    run("pp2-sft", make=make_sft_job)
+    run("pp2-sft-stopped", make=make_sft_job, meddle=meddling.terminate_in(5, rank=1))
+    run("pp2-sft-resumed", make=make_sft_job, after="pp2-sft-stopped")
     run("pp2-nan-norm", meddle=meddling.spoil_activations(SPOILED, rank=0), **IMPATIENT)
     run("pp2-stopped", model="deep", meddle=meddling.terminate_in(7, rank=1))
     run("pp2-resumed", model="deep", after="pp2-stopped")
@@ -134,6 +142,7 @@ def context_runs(run: Runs) -> None:
     run("cp2-full", **FULL)
     run("cp2-selective", **SELECTIVE)
     run("cp2-qwen2", model="qwen2")
+    run("cp2-sft", make=make_sft_job)
     run("cp2-nan-activations", meddle=meddling.spoil_activations(SPOILED, rank=1), **IMPATIENT)
     run("cp2-order", meddle=meddling.keep_gathered_order(stop=2))
     run("cp2-stopped", meddle=meddling.terminate_in(7, rank=1))

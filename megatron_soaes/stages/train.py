@@ -1,0 +1,108 @@
+"""What all training stages do: continual pre-training, SFT stages and their control."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_soaes.recipe import graph
+from megatron_soaes.recipe.check import shapes_of
+from megatron_soaes.recipe.gpus import GPUS
+from megatron_soaes.recipe.schema import AnyTrainingStage, Recipe
+from megatron_soaes.stages.base import Plan, Stage, Stopped
+from megatron_soaes.stages.datasets import (
+    data_config,
+    data_inputs,
+    held_out_sets,
+    reading_for,
+)
+from megatron_soaes.stages.locations import checkpoint_root
+from megatron_soaes.stages.mixtures import mixture_config, too_long_of, training_mixture
+
+WITHOUT_EFFECT_ON_WEIGHTS = {
+    "layout", "micro_batch_size", "overlap", "recompute", "validation", "checkpoints", "profile",
+    "log_every", "gates", "allow_changes", "hang_timeout_s",
+}  # fmt: skip
+"""Settings that may change without making a finished stage stale."""
+
+
+class TrainStage(Stage):
+    """Trains one model on one mixture; the kinds differ in where its samples come from."""
+
+    def __init__(self, recipe: Recipe, settings: AnyTrainingStage) -> None:
+        super().__init__(recipe, settings.name)
+        self.kind = settings.kind
+        self.settings = settings
+
+    def plan(self) -> Plan:
+        stage = self.settings
+        trained = graph.datasets_of(self.recipe, stage)
+        start = graph.start_of(self.recipe, stage)
+        return Plan(
+            name=self.name,
+            kind=self.kind,
+            inputs={
+                "start": checkpoint_root(self.recipe, start, stage.model),
+                **data_inputs(self.recipe, [*trained, *stage.validation.sets]),
+            },
+            outputs={"checkpoints": self.directory / "checkpoints"},
+            config={
+                **stage.model_dump(mode="json", exclude=WITHOUT_EFFECT_ON_WEIGHTS),
+                "after": start,
+                "best": stage.validation.best,
+                "seed": self.recipe.seed,
+                "mixture": mixture_config(self.recipe, stage),
+                "datasets": data_config(self.recipe, trained),
+            },
+            directory=self.directory,
+            processes=graph.layout_of(self.recipe, stage).processes,
+            resumable=True,
+        )
+
+    def run(self) -> dict[str, Any]:
+        from megatron_soaes.training.engine import layout_groups
+        from megatron_soaes.training.trainer import train
+
+        with layout_groups(graph.layout_of(self.recipe, self.settings)):
+            result = train(self._job())
+        if not result.completed:
+            raise Stopped
+        return result.metrics
+
+    def _job(self) -> Any:
+        from megatron_soaes.accelerator.groups import first_rank_first
+        from megatron_soaes.accelerator.machine import read_machine
+        from megatron_soaes.training.trainer import TrainingJob
+
+        stage, recipe = self.settings, self.recipe
+        source = graph.model_of(recipe, stage)
+        layout = graph.layout_of(recipe, stage)
+        shape = shapes_of(recipe)[0][stage.model]
+        reading = reading_for(recipe, source, shape, stage.sequence_length)
+        # The first rank writes the indexes that the others then map.
+        with first_rank_first():
+            mixture, steps = training_mixture(reading, stage)
+            sets = held_out_sets(reading, stage.validation.sets, too_long_of(stage))
+        gpu = GPUS.get(recipe.cluster.gpu) if recipe.cluster else None
+        rate = None
+        if gpu is not None:
+            rate = gpu.fp8_tflops if stage.precision.fp8 else gpu.bf16_tflops
+        start = graph.start_of(recipe, stage)
+        return TrainingJob(
+            stage=stage,
+            steps=steps,
+            layout=layout,
+            shape=shape,
+            source=source,
+            seed=recipe.seed,
+            tokenizer=reading.tokenizer.sha256,
+            start=checkpoint_root(recipe, start, stage.model),
+            start_at_best=start.endswith(graph.BEST),
+            out=self.directory,
+            mixture=mixture,
+            validation=sets,
+            peak_flops=rate * 1e12 if rate else None,
+            written_by={
+                "layout": layout.model_dump(),
+                "versions": dict(read_machine().versions),
+            },
+        )
