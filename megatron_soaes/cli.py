@@ -34,19 +34,34 @@ Overrides = Annotated[
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    single_stage: Annotated[
+        bool,
+        typer.Option(
+            "--single-stage",
+            help="Also train on the samples of all SFT stages at once, and evaluate that: what the "
+            "order of the stages is worth.",
+        ),
+    ] = False,
+) -> None:
     """Run every stage of a recipe that is not done yet, on this machine."""
     from rich.console import Console
 
     from megatron_soaes.accelerator.launch import end_at_once_on_stop_signals
     from megatron_soaes.pipeline.run import run as run_recipe
     from megatron_soaes.pipeline.summary import print_summary
+    from megatron_soaes.recipe.ablation import with_single_stage
     from megatron_soaes.recipe.load import load_recipe
 
     end_at_once_on_stop_signals()
-    code = run_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [])
+    if single_stage:
+        loaded = with_single_stage(loaded)
+    code = run_recipe(loaded)
     if code == ExitCode.OK:
-        print_summary(load_recipe(recipe, overrides or []), Console(highlight=False))
+        print_summary(loaded, Console(highlight=False))
     raise typer.Exit(code)
 
 

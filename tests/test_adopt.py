@@ -93,7 +93,7 @@ def test_what_differs_heads_the_recipe(material: Path, tmp_path: Path) -> None:
 def test_the_recipe_trains_at_another_layout(material: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.yaml"
     adopted(material, out, *OTHER_LAYOUT, "continue.steps=2")
-    assert run(out) == ExitCode.OK
+    assert run(load_recipe(out)) == ExitCode.OK
     stage = tmp_path / "runs/r/continue"
     manifest = read_manifest(stage)
     assert manifest is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,6 @@ from megatron_soaes.pipeline.manifest import (
 from megatron_soaes.recipe.check import check
 from megatron_soaes.recipe.check_node import check_node, substitutions
 from megatron_soaes.recipe.gates import Gate
-from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.problems import RecipeErrors
 from megatron_soaes.recipe.schema import Recipe
 from megatron_soaes.stages.base import Plan
@@ -41,18 +40,17 @@ BEGUN_FILE = "begun.json"
 """Hashes of the inputs an unfinished stage was begun with."""
 
 
-def run(recipe_file: Path, overrides: Sequence[str] = ()) -> int:
+def run(recipe: Recipe) -> int:
     """Run every stage that is not done; returns an `ExitCode`.
 
     Raises RecipeErrors before anything starts when the recipe breaks a rule or this node cannot run
     it, and UserError for inputs that are missing or changed under an unfinished stage.
     """
-    recipe = load_recipe(recipe_file, overrides)
     check(recipe)
     machine = read_machine()
     problems = check_node(recipe, machine)
     if problems:
-        raise RecipeErrors(f"{recipe_file} on this node", problems)
+        raise RecipeErrors(f"recipe '{recipe.name}' on this node", problems)
     console = Console(highlight=False)
     for substitution in substitutions(recipe, machine):
         console.print(f"  here: {substitution}", markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from megatron_soaes.recipe import graph
@@ -66,6 +67,20 @@ def training_mixture(reading: Reading, stage: AnyTrainingStage) -> tuple[Mixture
             return union, sum(steps for _, steps in parts)
     sources = {name: _opener(reading, name, packing) for name in recipe.data.datasets}
     return TrainingBlend(sources, shares, steps * stage.global_batch_size), steps
+
+
+def packing_reports(reading: Reading, stage: AnyTrainingStage) -> dict[str, dict[str, Any]]:
+    """What became of the conversations of each dataset that the stage packs."""
+    reports: dict[str, dict[str, Any]] = {}
+    match stage:
+        case SFTStage():
+            for name in reading.recipe.data.blends[stage.blend].names():
+                if reading.recipe.data.datasets[name].is_chat:
+                    reports[name] = asdict(_packs(reading, name, stage.packing).report)
+        case SingleStage():
+            for part in graph.parts_of(reading.recipe, stage):
+                reports |= packing_reports(reading, part)
+    return reports
 
 
 def _opener(reading: Reading, name: str, packing: Packing) -> OpenSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_soaes.recipe import graph
 from megatron_soaes.recipe.check import shapes_of
@@ -16,7 +16,15 @@ from megatron_soaes.stages.datasets import (
     reading_for,
 )
 from megatron_soaes.stages.locations import checkpoint_root
-from megatron_soaes.stages.mixtures import mixture_config, too_long_of, training_mixture
+from megatron_soaes.stages.mixtures import (
+    mixture_config,
+    packing_reports,
+    too_long_of,
+    training_mixture,
+)
+
+if TYPE_CHECKING:
+    from megatron_soaes.training.trainer import TrainingJob
 
 WITHOUT_EFFECT_ON_WEIGHTS = {
     "layout", "micro_batch_size", "overlap", "recompute", "validation", "checkpoints", "profile",
@@ -59,16 +67,22 @@ class TrainStage(Stage):
         )
 
     def run(self) -> dict[str, Any]:
+        from megatron_soaes.accelerator.groups import world_rank
         from megatron_soaes.training.engine import layout_groups
         from megatron_soaes.training.trainer import train
 
         with layout_groups(graph.layout_of(self.recipe, self.settings)):
-            result = train(self._job())
+            job, packing = self._job()
+            if world_rank() == 0:
+                for name, report in packing.items():
+                    print(f"  {name}: {_packed(report)}", flush=True)
+            result = train(job)
         if not result.completed:
             raise Stopped
-        return result.metrics
+        return {**result.metrics, "packing": packing}
 
-    def _job(self) -> Any:
+    def _job(self) -> tuple[TrainingJob, dict[str, dict[str, Any]]]:
+        """Everything the stage needs, and what became of the conversations it packs."""
         from megatron_soaes.accelerator.groups import first_rank_first
         from megatron_soaes.accelerator.machine import read_machine
         from megatron_soaes.training.trainer import TrainingJob
@@ -82,12 +96,13 @@ class TrainStage(Stage):
         with first_rank_first():
             mixture, steps = training_mixture(reading, stage)
             sets = held_out_sets(reading, stage.validation.sets, too_long_of(stage))
+            packing = packing_reports(reading, stage)
         gpu = GPUS.get(recipe.cluster.gpu) if recipe.cluster else None
         rate = None
         if gpu is not None:
             rate = gpu.fp8_tflops if stage.precision.fp8 else gpu.bf16_tflops
         start = graph.start_of(recipe, stage)
-        return TrainingJob(
+        job = TrainingJob(
             stage=stage,
             steps=steps,
             layout=layout,
@@ -106,3 +121,12 @@ class TrainStage(Stage):
                 "versions": dict(read_machine().versions),
             },
         )
+        return job, packing
+
+
+def _packed(report: dict[str, Any]) -> str:
+    return (
+        f"{report['conversations']:,} conversations in {report['packs']:,} packs, "
+        f"{report['efficiency']:.1%} full; {report['truncated']} truncated, "
+        f"{report['dropped']} dropped"
+    )

@@ -12,6 +12,7 @@ from megatron_soaes.errors import ExitCode, UserError
 from megatron_soaes.pipeline.hashing import HashCache
 from megatron_soaes.pipeline.manifest import read_manifest
 from megatron_soaes.pipeline.run import BEGUN_FILE, flat_metrics, run
+from megatron_soaes.recipe.load import load_recipe
 from tests.checkpoint.tiny import make_model
 from tests.data_prep.conftest import train_tokenizer
 
@@ -49,21 +50,21 @@ def stage_folder(recipe: Path) -> Path:
 def test_a_finished_stage_has_a_manifest_and_is_skipped(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(recipe) == ExitCode.OK
+    assert run(load_recipe(recipe)) == ExitCode.OK
     manifest = read_manifest(stage_folder(recipe))
     assert manifest is not None
     assert manifest.metrics["documents"] == 2
     assert set(manifest.outputs) == {"mine.bin", "mine.idx"}
-    assert run(recipe) == ExitCode.OK
+    assert run(load_recipe(recipe)) == ExitCode.OK
     assert "preprocess-mine: unchanged, skipped" in capsys.readouterr().out
 
 
 def test_changed_text_runs_the_stage_again_and_says_why(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(recipe)
+    run(load_recipe(recipe))
     write_text(recipe.parent, "b.jsonl", ["jumps over the lazy dog"])
-    assert run(recipe) == ExitCode.OK
+    assert run(load_recipe(recipe)) == ExitCode.OK
     assert "runs again (changed inputs: text/00001)" in capsys.readouterr().out
     manifest = read_manifest(stage_folder(recipe))
     assert manifest is not None
@@ -74,33 +75,33 @@ def test_changed_text_runs_the_stage_again_and_says_why(
 def test_a_truncated_output_is_noticed_and_made_again(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(recipe)
+    run(load_recipe(recipe))
     tokens = stage_folder(recipe) / "mine_text_document.bin"
     tokens.write_bytes(tokens.read_bytes()[:-2])
-    assert run(recipe) == ExitCode.OK
+    assert run(load_recipe(recipe)) == ExitCode.OK
     assert f"missing or altered output: {tokens}" in capsys.readouterr().out
 
 
 def test_a_damaged_manifest_is_named(recipe: Path) -> None:
-    run(recipe)
+    run(load_recipe(recipe))
     (stage_folder(recipe) / "manifest.json").write_text('{"format_version": 1}')
     with pytest.raises(UserError, match=r"manifest\.json: found a damaged manifest"):
-        run(recipe)
+        run(load_recipe(recipe))
 
 
 def test_inputs_may_not_change_under_an_unfinished_stage(recipe: Path) -> None:
-    run(recipe)
+    run(load_recipe(recipe))
     (stage_folder(recipe) / "manifest.json").unlink()
     write_text(recipe.parent, "a.jsonl", ["other text"])
     with pytest.raises(UserError, match=r"other inputs than it was begun with \(text/00000\)"):
-        run(recipe)
+        run(load_recipe(recipe))
 
 
 def test_an_unfinished_stage_goes_on(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(recipe)
+    run(load_recipe(recipe))
     (stage_folder(recipe) / "manifest.json").unlink()
     assert (stage_folder(recipe) / BEGUN_FILE).exists()
-    assert run(recipe) == ExitCode.OK
+    assert run(load_recipe(recipe)) == ExitCode.OK
     assert "preprocess-mine: goes on" in capsys.readouterr().out
 
 
@@ -108,7 +109,7 @@ def test_a_bad_line_stops_the_run_with_its_place(
     recipe: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (recipe.parent / "text/b.jsonl").write_text('{"text": "fine"}\n{"text": null}\n')
-    assert run(recipe) == ExitCode.BAD_INPUT
+    assert run(load_recipe(recipe)) == ExitCode.BAD_INPUT
     captured = capfd.readouterr()
     assert "b.jsonl:2" in captured.err
     assert "preprocess-mine: ended with exit code 2 (bad input)" in captured.out
@@ -118,7 +119,7 @@ def test_a_bad_line_stops_the_run_with_its_place(
 def test_missing_text_is_named_before_anything_runs(recipe: Path) -> None:
     (recipe.parent / "text/a.jsonl").unlink()
     with pytest.raises(UserError, match=r"data\.datasets\.mine\.text: found no file at"):
-        run(recipe)
+        run(load_recipe(recipe))
 
 
 def test_two_runs_in_one_folder_are_refused(recipe: Path) -> None:
@@ -127,7 +128,7 @@ def test_two_runs_in_one_folder_are_refused(recipe: Path) -> None:
     with (work / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another run at work"):
-            run(recipe)
+            run(load_recipe(recipe))
 
 
 def test_hashes_are_remembered_by_size_and_time(tmp_path: Path) -> None:
