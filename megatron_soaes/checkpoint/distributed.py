@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_soaes.accelerator.arrival import DEADLINE_S, Arrivals
 from megatron_soaes.accelerator.safe_pickle import read_common, read_metadata
+from megatron_soaes.accelerator.watchdog import Watchdog
 from megatron_soaes.checkpoint import directory
 from megatron_soaes.checkpoint.trainer_state import TrainerState
 from megatron_soaes.errors import UserError
@@ -83,7 +84,8 @@ def load_weights(
     """
     where = directory.iteration_directory(root, iteration)
     arrivals = _meet_before_load(where, deadline_s)
-    content = _load(where, _model_states(chunks, _sharding_metadata()), arrivals)
+    with Watchdog(deadline_s, f"loading of {where}"):
+        content = _load(where, _model_states(chunks, _sharding_metadata()), arrivals)
     _fill(chunks, content)
 
 
@@ -104,7 +106,8 @@ def load(
     metadata = _sharding_metadata()
     wanted = _model_states(chunks, metadata)
     wanted["optimizer"] = optimizer.sharded_state_dict(wanted, is_loading=True, metadata=metadata)
-    content = _load(where, wanted, arrivals)
+    with Watchdog(deadline_s, f"loading of {where}"):
+        content = _load(where, wanted, arrivals)
     _fill(chunks, content)
     # Moments and step count come from the checkpoint, hyper-parameters from the recipe: whether
     # they may differ was for the caller to decide, and must not be undone by the file.

@@ -20,6 +20,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_soaes.accelerator.arrival import Arrivals
 from megatron_soaes.accelerator.groups import all_true, world_rank
+from megatron_soaes.accelerator.watchdog import Watchdog
 from megatron_soaes.checkpoint import checksums, directory
 from megatron_soaes.checkpoint.checksums import FileSum
 from megatron_soaes.checkpoint.distributed import plan_save
@@ -56,8 +57,9 @@ class _Pending:
 class CheckpointSaver:
     """Saves under one root as the recipe's `checkpoints` section says. Every method is collective.
 
-    Each wait for other ranks ends after `deadline_s` with a MissingRanksError that names them. An
-    error of one rank (a full disk) reaches the others as a RankFailedError.
+    Each wait for other ranks ends after `deadline_s` with a MissingRanksError that names them. In
+    Megatron-Core's own collectives the watchdog ends the process then, and names them too. An error
+    of one rank (a full disk) reaches the others as a RankFailedError.
     """
 
     def __init__(self, root: Path, settings: Checkpointing) -> None:
@@ -86,7 +88,8 @@ class CheckpointSaver:
         before = self.finish()
         started = time.perf_counter()
         temporary = self._prepare(state.iteration)
-        request = plan_save(temporary, chunks, optimizer, state, arguments)
+        with Watchdog(self._settings.deadline_s, f"planning of {temporary}"):
+            request = plan_save(temporary, chunks, optimizer, state, arguments)
         with self._arrivals.together(f"start of writing {temporary}"):
             writer = ShardWriter(request, copy=self._settings.asynchronous)
         self._pending = _Pending(

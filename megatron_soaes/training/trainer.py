@@ -43,7 +43,7 @@ from megatron_soaes.training.step import StepResult, train_step
 from megatron_soaes.training.stopping import StopSignal
 from megatron_soaes.training.telemetry import GIB, Telemetry, measured_matmul_rate
 from megatron_soaes.training.validation import validate
-from megatron_soaes.training.watchdog import Watchdog
+from megatron_soaes.accelerator.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Trainer:
         validation: dict[str, dict[str, float]] = {}
         self._say_start()
         with ExitStack() as stack:
-            watchdog = stack.enter_context(Watchdog(stage.hang_timeout_s))
+            watchdog = stack.enter_context(Watchdog(stage.hang_timeout_s, "training"))
             profiler = self._profiler(stack)
             if self.state.iteration == 0:
                 validation = self._validate(0)

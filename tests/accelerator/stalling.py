@@ -1,4 +1,4 @@
-"""Two ranks of which the second stalls or dies: `python -m tests.training.stalling HOW`."""
+"""Two ranks of which the second stalls or dies: `python -m tests.accelerator.stalling HOW`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from megatron_soaes.accelerator.groups import (
     rendezvous_from_environment,
     world_rank,
 )
-from megatron_soaes.training.watchdog import Watchdog
+from megatron_soaes.accelerator.watchdog import Watchdog
 
 
 def main(how: str) -> None:
     faulthandler.enable()
-    with process_group(rendezvous_from_environment()), Watchdog(2.0) as watchdog:
+    with process_group(rendezvous_from_environment()), Watchdog(2.0, "the test") as watchdog:
         for _ in range(3):
             torch.distributed.all_reduce(torch.ones(1))
             watchdog.beat()
@@ -32,6 +32,8 @@ def main(how: str) -> None:
 def oversleep(how: str) -> None:
     if how == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(600)
 
 
