@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from megatron_soaes.accelerator.quiet import quiet_libraries
+from megatron_soaes.cli_evaluate import compare, evaluate, prep_sft
 from megatron_soaes.errors import ExitCode, UserError
 
 app = typer.Typer(
@@ -25,6 +26,11 @@ checkpoint_app = typer.Typer(help="Look into, check and rewrite checkpoints.", n
 app.add_typer(export_app, name="export")
 app.add_typer(prep_app, name="prep")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.command()(evaluate)
+app.command()(compare)
+# Its options are those of data_prep.preprocess_sft, which also explains them.
+FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
+prep_app.command("sft", context_settings=FORWARD, add_help_option=False)(prep_sft)
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 Overrides = Annotated[
@@ -228,6 +234,8 @@ def reshard(
         file_bytes=file_bytes,
     )
     typer.echo(f"{report.files} shard files, {report.bytes:,} bytes -> {report.directory}")
+
+
 
 
 def main() -> None:

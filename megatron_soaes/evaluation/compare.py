@@ -11,7 +11,7 @@ from megatron_soaes.errors import UserError
 from megatron_soaes.evaluation import statistics
 from megatron_soaes.evaluation.result import EvaluationResult, Measure, Model, Suite, read_result
 from megatron_soaes.evaluation.statistics import Interval, Paired, Verdict
-from megatron_soaes.evaluation.targets import Margin, Target
+from megatron_soaes.recipe.targets import Margin, Target
 
 DEFAULT_MARGIN = Margin(2.0, "%")
 DEFAULT_SEED = 1234
@@ -116,6 +116,19 @@ def compare(
         rows=tuple(rows),
         targets=tuple(found for target in wanted for found in _judge_target(target, rows)),
     )
+
+
+def require_targets(comparison: Comparison) -> None:
+    """Raise UserError for the first target that is not shown."""
+    for row in comparison.targets:
+        if row.verdict is not Verdict.SHOWN:
+            raise UserError(
+                f"target '{row.target}' of {row.model}",
+                f"{row.verdict.value}: {row.path} {row.interval.value:.3f} "
+                f"[{row.interval.low:.3f}, {row.interval.high:.3f}]",
+                "shown",
+                "The whole interval has to be on the right side.",
+            )
 
 
 def _labels(paths: Sequence[Path], results: Sequence[EvaluationResult]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -49,28 +50,36 @@ def result_table(result: EvaluationResult) -> Table:
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """The values with their ratios, the retention verdicts, and the targets when there are any."""
-    tables = [_values(comparison), _retention(comparison)]
+    """The values of each model with their ratios, the retention verdicts, the targets if any."""
+    values = [_values(comparison, model) for model in list(comparison.models)[1:]]
+    tables = [*values, _retention(comparison)]
     return [*tables, _targets(comparison)] if comparison.targets else tables
 
 
-def _values(comparison: Comparison) -> Table:
-    table = Table(title=escape(f"against {comparison.base}"))
-    for heading in ("suite", "measure", "items", "model"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("base", "new", "new / base", "new - base", "flips + / - (p)"):
+def _values(comparison: Comparison, model: str) -> Table:
+    """Two lines a row, so that 100 columns are enough."""
+    table = Table(
+        title=escape(f"{model} against {comparison.base}"), box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("suite\nmeasure", overflow="fold", min_width=19)
+    for heading in ("items", "base\nnew", "new / base", "new - base", "+ / -\np"):
         table.add_column(heading, justify="right")
     table.add_column("change")
     for row in comparison.rows:
+        if row.model != model:
+            continue
         paired, unit = row.paired, row.unit
+        # Other units than % are in the measure's name.
+        shown = unit if unit == "%" else ""
+        values = [_value(value.value, shown) for value in (paired.base, paired.new)]
         table.add_row(
-            escape(row.suite), row.measure, str(paired.items), escape(row.model),
-            _value(paired.base.value, unit), _value(paired.new.value, unit),
-            _interval(paired.ratio, ".3f"), _interval(paired.difference, "+.2f"),
-            _flips(paired.flips), row.change.value,
+            f"{escape(row.suite)}\n{row.measure}", str(paired.items), "\n".join(values),
+            _interval(paired.ratio, ".3f", "\n"), _interval(paired.difference, "+.2f", "\n"),
+            _flips(paired.flips), row.change.value.replace(" shown", "\nshown"),
         )  # fmt: skip
     table.caption = (
-        f"in brackets: {CONFIDENCE:.0%} interval over the items, each on its own; p: McNemar, exact"
+        f"in brackets: {CONFIDENCE:.0%} interval over the items, each on its own\n"
+        "+ / -: items that became right and wrong; p: McNemar, exact"
     )
     table.caption_justify = "left"
     return table
@@ -121,10 +130,10 @@ def _percent(ratio: Interval) -> Interval:
     return Interval(100 * ratio.value, 100 * ratio.low, 100 * ratio.high, ratio.method)
 
 
-def _interval(interval: Interval, form: str) -> str:
+def _interval(interval: Interval, form: str, between: str = " ") -> str:
     value = "undefined" if math.isnan(interval.value) else format(interval.value, form)
     high = "no bound" if math.isinf(interval.high) else format(interval.high, form)
-    return f"{value} \\[{interval.low:{form}}, {high}]"
+    return f"{value}{between}\\[{interval.low:{form}}, {high}]"
 
 
 def _value(value: float | None, unit: str) -> str:
@@ -134,4 +143,4 @@ def _value(value: float | None, unit: str) -> str:
 
 
 def _flips(flips: Flips | None) -> str:
-    return f"{flips.gained} / {flips.lost} ({flips.p_value:.3g})" if flips else ""
+    return f"{flips.gained} / {flips.lost}\n{flips.p_value:.2g}" if flips else ""

@@ -82,7 +82,7 @@ class SDPACoreAttention(MegatronModule):
         """
         group = parallel_state.get_context_parallel_group()
         ends = packed.cu_seqlens_q.tolist()
-        order = gathered_order(ends, group.size()).to(query.device)
+        order = _kept_order(packed.cu_seqlens_q, group.size()).to(query.device)
         k, v = (
             gather_from_sequence_parallel_region(x, group=group)[order].transpose(0, 1).unsqueeze(0)
             for x in (key, value)
@@ -114,6 +114,15 @@ class SDPACoreAttention(MegatronModule):
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """No parameters, so nothing to save."""
         return {}
+
+
+def _kept_order(cu_seqlens: Tensor, ranks: int) -> Tensor:
+    """`gathered_order`, found by the first layer and kept with the micro-batch for the others."""
+    kept: Tensor | None = getattr(cu_seqlens, "gathered_order", None)
+    if kept is None:
+        kept = gathered_order(cu_seqlens.tolist(), ranks)
+        cu_seqlens.gathered_order = kept  # type: ignore[attr-defined]
+    return kept
 
 
 def _packed(parts: list[Tensor]) -> Tensor:

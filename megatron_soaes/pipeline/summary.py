@@ -10,6 +10,7 @@ from rich.table import Table
 
 from megatron_soaes.pipeline.manifest import Manifest, read_manifest
 from megatron_soaes.recipe.schema import Recipe
+from megatron_soaes.stages.evaluate import REPORT_FILE
 from megatron_soaes.stages.registry import stages_of
 
 
@@ -29,13 +30,25 @@ def print_summary(recipe: Recipe, console: Console) -> None:
     console.print(table)
     for manifest in manifests:
         if manifest.kind == "evaluate":
-            console.print(comparison(manifest))
+            _print_evaluation(manifest, console)
 
 
-def comparison(manifest: Manifest) -> Table:
+def _print_evaluation(manifest: Manifest, console: Console) -> None:
+    """Held-out perplexity, then the stage's own report on its tasks."""
+    first = manifest.metrics[manifest.config["checkpoints"][0]]
+    sets = [name for name, figures in first.items() if "perplexity" in figures]
+    if sets:
+        console.print(comparison(manifest, sets))
+    report = manifest.outputs.get(REPORT_FILE)
+    if report is not None:
+        console.print(f"{manifest.stage}: {report.path}", markup=False, soft_wrap=True)
+        text = Path(report.path).read_text(encoding="utf-8")
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def comparison(manifest: Manifest, sets: list[str]) -> Table:
     """Held-out loss and perplexity by checkpoint and set."""
     checkpoints = list(manifest.config["checkpoints"])
-    sets = list(manifest.metrics[checkpoints[0]])
     title = f"{manifest.stage}: held-out perplexity (loss)"
     table = Table("checkpoint", *sets, title=title)
     for name in checkpoints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from megatron_soaes.recipe.check_evaluation import check_evaluation
 from megatron_soaes.recipe.check_references import check_references
 from megatron_soaes.recipe.check_schedule import check_schedule
 from megatron_soaes.recipe.fp8 import fp8_arithmetic
@@ -17,7 +18,7 @@ from megatron_soaes.recipe.training_settings import Layout, Recompute
 
 def check_arithmetic(recipe: Recipe, shapes: Mapping[ModelName, ModelShape]) -> list[Problem]:
     """Every broken rule that needs no machine. A model that is not in `shapes` is not measured."""
-    problems = check_references(recipe)
+    problems = [*check_references(recipe), *check_evaluation(recipe, shapes)]
     for name, shape in shapes.items():
         problems += _model(recipe, name, shape)
     for stage in recipe.stages:
@@ -30,7 +31,7 @@ def check_arithmetic(recipe: Recipe, shapes: Mapping[ModelName, ModelShape]) -> 
         problems += _layout(layout, path, model.vocab_size_multiple)
         if shape_or_none:
             problems += _layout_of_shape(layout, path, shape_or_none)
-        if isinstance(stage, EvaluateStage):
+        if isinstance(stage, EvaluateStage) and recipe.evaluation.has_windows:
             length, field = recipe.evaluation.sequence_length, "evaluation.sequence_length"
             problems += _sequence(length, field, layout, shape_or_none)
         if isinstance(stage, TrainingStage):

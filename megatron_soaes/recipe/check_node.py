@@ -10,7 +10,7 @@ from megatron_soaes.recipe.check_arithmetic import layout_path
 from megatron_soaes.recipe.fp8 import transformer_engine_rules
 from megatron_soaes.recipe.graph import layout_of
 from megatron_soaes.recipe.problems import Problem
-from megatron_soaes.recipe.schema import Recipe, Stage, TrainingStage
+from megatron_soaes.recipe.schema import EvaluateStage, Recipe, Stage, TrainingStage
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ def check_node(recipe: Recipe, machine: Machine) -> list[Problem]:
         rule = "nothing on a node without a GPU"
         fix = "Start the run on the cluster, or rehearse it here with the override cluster=null."
         problems.append(Problem("cluster.gpu", recipe.cluster.gpu, rule, fix))
+    if any(isinstance(stage, EvaluateStage) for stage in recipe.stages):
+        problems += _task_files(recipe)
     for stage in recipe.stages:
         if recipe.models.get(stage.model) is None:
             continue
@@ -40,6 +42,14 @@ def check_node(recipe: Recipe, machine: Machine) -> list[Problem]:
         if isinstance(stage, TrainingStage) and stage.precision.fp8:
             problems += _fp8(stage, machine)
     return list(dict.fromkeys(problems))
+
+
+def _task_files(recipe: Recipe) -> Iterator[Problem]:
+    """An evaluation comes late in a run: what it reads must be there when the run starts."""
+    for task, file in recipe.evaluation.tasks.items():
+        if not file.is_file():
+            path = "evaluation." + task.replace("/", ".")
+            yield Problem(path, f"no file at {file}", "a JSONL file", "Correct the path.")
 
 
 def _processes(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[Problem]:

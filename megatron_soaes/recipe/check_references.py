@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from megatron_soaes.errors import UserError
+from megatron_soaes.recipe.check_evaluation import evaluation_metrics
 from megatron_soaes.recipe.check_sft import check_blend_kind, check_single_stage
 from megatron_soaes.recipe.gates import Gate
 from megatron_soaes.recipe.graph import (
@@ -16,7 +17,7 @@ from megatron_soaes.recipe.graph import (
     producers_above,
     stage_of,
 )
-from megatron_soaes.recipe.problems import Problem, did_you_mean
+from megatron_soaes.recipe.problems import Problem, did_you_mean, repeated, unknown
 from megatron_soaes.recipe.schema import (
     CPTStage,
     Dataset,
@@ -36,7 +37,7 @@ def check_references(recipe: Recipe) -> list[Problem]:
         *_blends(recipe),
         *_stage_names(recipe),
         *(problem for stage in recipe.stages for problem in _stage(recipe, stage)),
-        *_perplexity_sets(recipe),
+        *_held_out(recipe, "evaluation.perplexity", recipe.evaluation.perplexity),
     ]
 
 
@@ -67,7 +68,7 @@ def _blends(recipe: Recipe) -> Iterator[Problem]:
         for path, weights in parts:
             if not weights:
                 yield Problem(path, "no dataset", "at least one dataset", "Add `dataset: weight`.")
-            yield from _unknown(path, weights, recipe.data.datasets, "a dataset of data.datasets")
+            yield from unknown(path, weights, recipe.data.datasets, "a dataset of data.datasets")
         for dataset in blend.shares() if all(weights for _, weights in parts) else ():
             source = recipe.data.datasets.get(dataset)
             if source and source.holdout == 1:
@@ -98,12 +99,12 @@ def _stage(recipe: Recipe, stage: Stage) -> Iterator[Problem]:
             fix = "Remove `after`; list what to compare in `checkpoints`."
             yield Problem(f"{path}.after", stage.after, "nothing in an evaluate stage", fix)
         yield from _starts(recipe, stage, f"{path}.checkpoints", stage.checkpoints)
-        yield from _repeated(f"{path}.checkpoints", stage.checkpoints)
+        yield from repeated(f"{path}.checkpoints", stage.checkpoints)
     elif stage.after is not None:
         yield from _starts(recipe, stage, f"{path}.after", [stage.after])
     if isinstance(stage, TrainingStage):
         yield from _training_data(recipe, stage)
-    yield from _gates(stage)
+    yield from _gates(recipe, stage)
 
 
 def _starts(recipe: Recipe, stage: Stage, path: str, names: Sequence[str]) -> Iterator[Problem]:
@@ -124,7 +125,7 @@ def _training_data(recipe: Recipe, stage: TrainingStage) -> Iterator[Problem]:
     match stage:
         case CPTStage() | SFTStage():
             blends = recipe.data.blends
-            yield from _unknown(f"{path}.blend", [stage.blend], blends, "one of data.blends")
+            yield from unknown(f"{path}.blend", [stage.blend], blends, "one of data.blends")
             if stage.blend in blends:
                 yield from check_blend_kind(recipe, stage)
         case SingleStage():
@@ -133,23 +134,14 @@ def _training_data(recipe: Recipe, stage: TrainingStage) -> Iterator[Problem]:
     yield from _held_out(recipe, f"{path}.validation.sets", sets)
     if stage.validation.best is not None:
         rule = "a set of the stage's validation.sets"
-        yield from _unknown(f"{path}.validation.best", [stage.validation.best], sets, rule)
-    yield from _repeated(f"{path}.allow_changes", stage.allow_changes)
-
-
-def _perplexity_sets(recipe: Recipe) -> Iterator[Problem]:
-    path = "evaluation.perplexity"
-    sets = recipe.evaluation.perplexity
-    if not sets and any(isinstance(stage, EvaluateStage) for stage in recipe.stages):
-        fix = "List the held-out datasets to measure."
-        yield Problem(path, "no dataset", "one at least for the evaluate stages", fix)
-    yield from _held_out(recipe, path, sets)
+        yield from unknown(f"{path}.validation.best", [stage.validation.best], sets, rule)
+    yield from repeated(f"{path}.allow_changes", stage.allow_changes)
 
 
 def _held_out(recipe: Recipe, path: str, sets: Sequence[str]) -> Iterator[Problem]:
     """Validation sets must be known, named once, and unseen by every training stage."""
-    yield from _unknown(path, sets, recipe.data.datasets, "a dataset of data.datasets")
-    yield from _repeated(path, sets)
+    yield from unknown(path, sets, recipe.data.datasets, "a dataset of data.datasets")
+    yield from repeated(path, sets)
     for name in sets:
         dataset = recipe.data.datasets.get(name)
         trainers = [stage.name for stage in recipe.stages if _trains_on(recipe, stage, name)]
@@ -169,7 +161,7 @@ def _trains_on(recipe: Recipe, stage: Stage, dataset: str) -> bool:
     return blend is not None and dataset in blend.names()
 
 
-def _gates(stage: Stage) -> Iterator[Problem]:
+def _gates(recipe: Recipe, stage: Stage) -> Iterator[Problem]:
     path = f"stages.{stage.name}.gates"
     for text in stage.gates:
         try:
@@ -177,20 +169,11 @@ def _gates(stage: Stage) -> Iterator[Problem]:
         except UserError as error:
             yield Problem(path, error.found, error.expected, error.fix)
             continue
+        if isinstance(stage, EvaluateStage):
+            known = evaluation_metrics(recipe.evaluation, stage)
+            yield from unknown(path, [gate.metric], known, "a metric of the stage")
         area, _, rest = gate.metric.partition(".")
         measured = rest.partition(".")[0]
         if isinstance(stage, TrainingStage) and area == "validation":
             sets = stage.validation.sets
-            yield from _unknown(path, [measured], sets, "a set of the stage's validation.sets")
-
-
-def _unknown(path: str, names: Iterable[str], known: Iterable[str], rule: str) -> Iterator[Problem]:
-    for name in names:
-        if name not in known:
-            yield Problem(path, f"'{name}'", rule, did_you_mean(name, known))
-
-
-def _repeated(path: str, names: Iterable[str]) -> Iterator[Problem]:
-    for name, count in Counter(names).items():
-        if count > 1:
-            yield Problem(path, f"'{name}' {count} times", "each name once", "Remove the others.")
+            yield from unknown(path, [measured], sets, "a set of the stage's validation.sets")

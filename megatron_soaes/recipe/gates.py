@@ -17,7 +17,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-FORM = re.compile(r"\s*([A-Za-z][\w.-]*)\s*(<=|>=|<|>)\s*(\S+)\s*")
+FORM = re.compile(r"\s*([A-Za-z][\w.@-]*)\s*(<=|>=|<|>)\s*(\S+)\s*")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,3 +51,18 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean {' or '.join(map(repr, near))}?"
     return f"Known: {', '.join(options)}." if options else "There is none."
+
+
+def unknown(path: str, names: Iterable[str], known: Iterable[str], rule: str) -> Iterator[Problem]:
+    """A problem for each name that is not known; `rule` says what it should be."""
+    options = list(known)
+    for name in names:
+        if name not in options:
+            yield Problem(path, f"'{name}'", rule, did_you_mean(name, options))
+
+
+def repeated(path: str, names: Iterable[str]) -> Iterator[Problem]:
+    """A problem for each name that comes more than once."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield Problem(path, f"'{name}' {count} times", "each name once", "Remove the others.")

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from megatron_soaes.recipe.evaluation_settings import Evaluation
 from megatron_soaes.recipe.section import Name, Section, Share, Weight
 from megatron_soaes.recipe.training_settings import (
     Checkpointing,
@@ -269,7 +270,12 @@ class SingleStage(TrainingStage):
 
 
 class EvaluateStage(Stage):
-    """Loss and perplexity of several checkpoints of one model on held-out sets, side by side."""
+    """All that `evaluation` names, measured on several checkpoints of one model, side by side.
+
+    Results are NAME.json for each checkpoint, comparison.json and report.txt in the stage's folder.
+    Text is generated and judged without sequence parallelism; context parallelism and virtual
+    pipelines are for perplexity only.
+    """
 
     kind: Literal["evaluate"]
     checkpoints: list[Checkpoint] = Field(
@@ -289,14 +295,6 @@ class ExportStage(Stage):
 
 AnyTrainingStage = CPTStage | SFTStage | SingleStage
 AnyStage = Annotated[AnyTrainingStage | EvaluateStage | ExportStage, Field(discriminator="kind")]
-
-
-class Evaluation(Section):
-    """What every `evaluate` stage measures."""
-
-    perplexity: list[Name] = Field([], description="Held-out datasets.")
-    sequence_length: PositiveInt = Field(2048, description="Tokens of one evaluated window.")
-    micro_batch_size: PositiveInt = Field(1, description="Windows of one forward pass.")
 
 
 class Export(Section):

@@ -21,6 +21,8 @@ def build_indexes(recipe: Recipe, say: Callable[[str], None]) -> None:
     for stage in recipe.stages:
         if not isinstance(stage, TrainingStage | EvaluateStage):
             continue
+        if isinstance(stage, EvaluateStage) and not recipe.evaluation.perplexity:
+            continue
         source, shape = graph.model_of(recipe, stage), shapes[stage.model]
         if isinstance(stage, EvaluateStage):
             reading = reading_for(recipe, source, shape, recipe.evaluation.sequence_length)

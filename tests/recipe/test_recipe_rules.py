@@ -61,7 +61,7 @@ WITH_TE = "cluster={gpu: h100-80g, transformer_engine: 2.11.0}"
         (["evaluation.perplexity=[general]"], "evaluation.perplexity", "general.holdout above 0"),
         (["evaluation.perplexity=[domian]"], "evaluation.perplexity", "'domain'"),
         (["evaluation.perplexity=[domain, domain]"], "evaluation.perplexity", "Remove the others"),
-        (["evaluation.perplexity=[]"], "evaluation.perplexity", "List the held-out datasets"),
+        (["evaluation.perplexity=[]"], "evaluation", "Give perplexity, questions"),
         (["unseen.text=[]"], "data.datasets.unseen", "Give one of text"),
         (["unseen.indexed=x"], "data.datasets.unseen", "Give one of text"),
         (["general.key=body"], "data.datasets.general.key", "only `text` is read with it"),

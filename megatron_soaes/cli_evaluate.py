@@ -1,0 +1,157 @@
+"""`soaes evaluate` and `soaes compare`: measure models outside a recipe. No heavy imports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from megatron_soaes.accelerator.quiet import quiet_libraries
+from megatron_soaes.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FILE_WIDTH = 100
+Files = list[Path] | None
+
+
+def evaluate(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="HF directory, folder of Megatron checkpoints, or, for an endpoint, an HF "
+            "directory with the tokenizer."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The result file to write, JSON.")],
+    *,
+    questions: Annotated[Files, typer.Option(help="JSONL of questions; repeatable.")] = None,
+    choices: Annotated[Files, typer.Option(help="JSONL of multiple choice; repeatable.")] = None,
+    texts: Annotated[Files, typer.Option(help="JSONL of texts; repeatable.")] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="llamafactory or swift; by default both.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    date: Annotated[
+        str | None, typer.Option(help="YYYY-MM-DD for a chat template that writes today's date.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Sequences, or open requests, at a time.")] = 32,
+    sequence_length: Annotated[int, typer.Option(help="Tokens of one window of a text.")] = 2048,
+    backend: Annotated[
+        str | None, typer.Option(help="megatron, lean or endpoint; by default what MODEL is.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16; an endpoint has its own.")] = "fp32",
+    iteration: Annotated[int | None, typer.Option(help="By default the newest.")] = None,
+    tensor_parallel: Annotated[int, typer.Option(help="For Megatron checkpoints.")] = 1,
+    pipeline_parallel: Annotated[int, typer.Option(help="For Megatron checkpoints.")] = 1,
+    url: Annotated[str | None, typer.Option(help="Of a server, up to /v1.")] = None,
+    served_model: Annotated[str | None, typer.Option(help="Its name on the server.")] = None,
+    harness: Annotated[
+        list[str] | None, typer.Option(help="Task of lm-evaluation-harness; repeatable.")
+    ] = None,
+    include: Annotated[Path | None, typer.Option(help="Folder of harness tasks.")] = None,
+) -> None:
+    """Measure one model on task files of your own; the result holds every item."""
+    quiet_libraries()
+    from megatron_soaes.stages.evaluate_model import backend_of, job_from, run
+
+    evaluation: dict[str, Any] = {
+        "questions": _named("--questions", questions),
+        "choices": _named("--choices", choices),
+        "texts": _named("--texts", texts),
+        "prompt": prompt,
+        "date": date,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "sequence_length": sequence_length,
+    }
+    if profile:
+        evaluation["profiles"] = profile
+    job = job_from(
+        {
+            "backend": backend or backend_of(model, url),
+            "model": str(model.resolve()),
+            "evaluation": evaluation,
+            "out": str(out.resolve()),
+            "dtype": dtype,
+            "iteration": iteration,
+            "layout": {"tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel},
+            "url": url,
+            "served_model": served_model,
+            "harness": harness or [],
+            "include": None if include is None else str(include.resolve()),
+        }
+    )
+    code = run(job)
+    if code == 0:
+        _print_result(out)
+    raise typer.Exit(code)
+
+
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="Result files, the base first.")],
+    *,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="'exam.rouge1 >= 1.08' or 'mini.acc >= 5 points'; repeatable."),
+    ] = None,
+    margin: Annotated[
+        str, typer.Option(help="What may be lost and still count as kept: '2%' or '1.5 points'.")
+    ] = "2%",
+    require: Annotated[
+        bool, typer.Option("--require", help="End with code 2 unless every target is shown.")
+    ] = False,
+) -> None:
+    """Compare results with the first of them, item by item, with intervals."""
+    from megatron_soaes.evaluation.compare import compare as compare_results
+    from megatron_soaes.evaluation.compare import require_targets
+    from megatron_soaes.evaluation.report import comparison_tables
+
+    if require and not target:
+        raise UserError("--require", "no --target", "one at least", "Say what is required.")
+    found = compare_results(results, target or [], margin)
+    _print(comparison_tables(found))
+    if require:
+        require_targets(found)
+
+
+def prep_sft(context: typer.Context) -> None:
+    """Turn conversations into an SFT dataset, by the model's chat template."""
+    from data_prep.preprocess_sft import main
+
+    raise typer.Exit(main(context.args))
+
+
+def _named(option: str, paths: Sequence[Path] | None) -> dict[str, str]:
+    """Task files by the names of their suites: file names without ending."""
+    named: dict[str, str] = {}
+    for path in paths or []:
+        if path.stem in named:
+            raise UserError(
+                option, f"two files called {path.stem}", "each name once", "Rename one of them."
+            )
+        named[path.stem] = str(path.resolve())
+    return named
+
+
+def _print_result(out: Path) -> None:
+    from megatron_soaes.evaluation.report import result_table
+    from megatron_soaes.evaluation.result import read_result
+
+    _print([result_table(read_result(out))])
+    typer.echo(f"-> {out}")
+
+
+def _print(tables: Sequence[Table]) -> None:
+    """Show tables; a file or a pipe gets the columns that they need."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    for table in tables:
+        console.print(table)
