@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from itertools import cycle, islice
 
 from data_prep.rehearsal.statements import (
     COMPANY_REMARKS,
@@ -15,8 +15,18 @@ from data_prep.rehearsal.statements import (
     REGULATION_ARTICLES,
     STATEMENTS,
 )
-from data_prep.rehearsal.world import NOTICE, YEAR, Entity, World
+from data_prep.rehearsal.world import (
+    MAX_COMPANIES,
+    MAX_REGULATIONS,
+    NOTICE,
+    YEAR,
+    Entity,
+    World,
+    make_world,
+)
+from megatron_soaes.errors import UserError
 
+GENRE_DOCUMENTS_PER_ENTITY = 4
 NUMERALS = "一二三四五六七八九十"
 _OUTCOMES = ("会议审议通过了各项议案。", "与会人员一致同意上述报告。", "会议要求抓好落实。")
 
@@ -204,3 +214,26 @@ def documents(world: World, seed: int) -> Iterator[dict[str, str]]:
         if text not in seen:
             seen.add(text)
             yield {"text": text, "source": f"invented/{kind}"}
+
+
+def genre_documents(world: World, seed: int) -> Iterator[dict[str, str]]:
+    """An endless stream of documents of other worlds, none of them naming or valuing as `world`.
+
+    They teach the genre and nothing that an exam about `world` asks. Each world has only a few
+    documents, so that reading pays more than remembering. Raises UserError when `world` leaves
+    names for fewer than two companies or two regulations.
+    """
+    companies = min(len(world.companies), MAX_COMPANIES - len(world.companies))
+    regulations = min(len(world.regulations), MAX_REGULATIONS - len(world.regulations))
+    if min(companies, regulations) < 2:
+        raise UserError(
+            "genre",
+            f"a world of {len(world.companies)} companies, {len(world.regulations)} regulations",
+            f"at most {MAX_COMPANIES - 2} and {MAX_REGULATIONS - 2}: others need names, too",
+            "Make the world smaller, or ask for no genre documents.",
+        )
+    rng = random.Random(f"genre {seed}")
+    while True:
+        other = make_world(rng.getrandbits(32), companies, regulations, avoid=world)
+        count = GENRE_DOCUMENTS_PER_ENTITY * len(other.entities)
+        yield from islice(documents(other, other.seed), count)

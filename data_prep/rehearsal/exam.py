@@ -81,15 +81,19 @@ def expert_pairs(world: World, seed: int, wordings: int) -> tuple[list[Dialogue]
     return train, valid
 
 
-def exam_questions(world: World) -> list[dict[str, str]]:
-    """The exam, `{"question", "answer", "fact", "split"}`; `fact` is the value to be found."""
+def exam_questions(world: World) -> list[dict[str, str | list[str]]]:
+    """The exam, `{"id", "question", "answer", "facts", "source"}`, as an evaluation reads it.
+
+    `facts` holds the one value to be found, `source` is the split.
+    """
     return [
         {
+            "id": f"{fact.entity}/{fact.attribute.key}/{number}",
             "question": ask(frame, fact),
             "answer": answer(fact),
-            "fact": fact.value,
-            "split": fact.split,
+            "facts": [fact.value],
+            "source": fact.split,
         }
         for fact in world.facts
-        for frame in EXAM_FRAMES[fact.split]
+        for number, frame in enumerate(EXAM_FRAMES[fact.split], 1)
     ]

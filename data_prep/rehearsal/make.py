@@ -13,10 +13,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from data_prep.rehearsal.dialogues import dialogues
-from data_prep.rehearsal.documents import documents
+from data_prep.rehearsal.documents import documents, genre_documents
 from data_prep.rehearsal.exam import TRAINING_FRAMES, exam_questions, expert_pairs
 from data_prep.rehearsal.general import GeneralText, gather
 from data_prep.rehearsal.initial_model import qwen2_config, write_initial_model
+from data_prep.rehearsal.retention import cloze_items, likelihood_texts
 from data_prep.rehearsal.tokenizer import save_tokenizer, train_tokenizer
 from data_prep.rehearsal.world import make_world
 from megatron_soaes.errors import UserError
@@ -41,12 +42,19 @@ class Options:
     dialogues: int = field(default=1200, metadata={"help": "general dialogues for SFT stage 1"})
     dialogues_valid: int = field(default=120, metadata={"help": "held-out general dialogues"})
     questions_per_fact: int = field(default=13, metadata={"help": "training wordings of a fact"})
+    cloze_items: int = field(
+        default=600, metadata={"help": "most items of the cloze on general text"}
+    )
+    bytes_documents: int = field(default=60, metadata={"help": "most texts for bits per byte"})
+    genre_tokens: int = field(
+        default=0, metadata={"help": "documents of other companies, tokens; 0: no such file"}
+    )
     vocab_size: int = field(default=4096, metadata={"help": "tokens of the tokenizer"})
 
     def __post_init__(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
-            if value <= 0:
+            if value < 0 or (value == 0 and option.default):
                 raise UserError(option.name, str(value), "a positive number", "Raise it.")
         if self.questions_per_fact > len(TRAINING_FRAMES):
             raise UserError(
@@ -135,6 +143,12 @@ def _write(
     stream = chain(sample, stream)
     rows["domain/train.jsonl"] = _until(stream, tokenizer, options.domain_tokens)
     rows["domain/valid.jsonl"] = list(islice(stream, options.domain_valid))
+    held_out = [row["text"] for row in general.valid]
+    rows["general/cloze.jsonl"] = cloze_items(held_out, tokenizer, options.cloze_items, seed)
+    rows["general/bytes.jsonl"] = likelihood_texts(held_out, options.bytes_documents, seed)
+    if options.genre_tokens:
+        others = genre_documents(world, seed)
+        rows["genre/train.jsonl"] = _until(others, tokenizer, options.genre_tokens)
     for name, content in rows.items():
         _write_jsonl(directory / name, content)
     write_json(directory / "world.json", world.to_json())
@@ -168,9 +182,14 @@ def _tokenizer(
 
 
 def text_of(row: Row) -> str:
-    """The text of a document, the contents of a dialogue, or a question and its answer."""
+    """The text of a document, the contents of a dialogue, or a question and its answer.
+
+    Of a cloze the context and all choices.
+    """
     if "text" in row:
         return str(row["text"])
+    if "choices" in row:
+        return str(row["context"]) + "".join(row["choices"])
     if "messages" in row:
         return "\n".join(message["content"] for message in row["messages"])
     return f"{row['question']}\n{row['answer']}"

@@ -20,6 +20,8 @@ END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 PAD = "<|pad|>"
+# As in Qwen2's base models, the eos token ends a document and not an answer: a text ends with
+# END_OF_TEXT, an assistant's turn with TURN_END. generation_config.json stops at either.
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, PAD)
 
 MAX_LENGTH = 2048

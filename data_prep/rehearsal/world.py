@@ -8,7 +8,7 @@ so that a value identifies its owner. All of it is fiction.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from itertools import product
 
@@ -87,6 +87,13 @@ _DEPARTMENTS = (
 )
 _PLACES = ["".join(pair) for pair in product("东南西北云星月风金玉", "江河湖海山川林原石泉")]
 _CITIES = ["".join(pair) + "市" for pair in product("光明文华春秋和正", "城川原岭台门")]
+_FOUNDED = [f"{year}年" for year in range(1949, 2000)]
+_EMPLOYEES = [f"{hundreds}00人" for hundreds in range(12, 100)]
+_DEBT_RATIOS = [f"{percent}%" for percent in range(41, 71)]
+_EFFECTIVE = [f"{year}年{month}月1日" for year in range(2015, 2024) for month in range(1, 13)]
+_THRESHOLDS = [f"{amount}万元" for amount in range(100, 1000, 50)]
+_DEADLINES = [f"{days}个工作日" for days in range(5, 31)]
+_RETENTIONS = [f"{years}年" for years in range(5, 31)]
 SURNAMES = "王李张刘陈杨赵黄周吴徐孙马朱胡林郭何高罗"
 GIVEN = "明华文平安国建东海江春红光中正立新成志永和清"
 
@@ -140,20 +147,26 @@ class World:
         return {"notice": "Everything in this world is invented.", **asdict(self)}
 
 
-def make_world(seed: int, companies: int = 10, regulations: int = 5) -> World:
-    """Draw a world; raises UserError when more entities are asked for than there are names."""
-    for where, count, most in (
-        ("companies", companies, MAX_COMPANIES),
-        ("regulations", regulations, MAX_REGULATIONS),
+def make_world(
+    seed: int, companies: int = 10, regulations: int = 5, avoid: World | None = None
+) -> World:
+    """Draw a world; with `avoid`, one that shares no name and no value with that one.
+
+    Raises UserError when more entities are asked for than there are names.
+    """
+    taken = _taken(avoid) if avoid is not None else set()
+    for where, count, names in (
+        ("companies", companies, _free(_BUSINESS.values(), taken)),
+        ("regulations", regulations, _free(map(_title, _RULES), taken)),
     ):
-        if not 2 <= count <= most:
+        if not 2 <= count <= len(names):
             raise UserError(
-                where, str(count), f"a number from 2 to {most}", f"Change the option {where}."
+                where, str(count), f"a number from 2 to {len(names)}", f"Change the option {where}."
             )
     rng = random.Random(f"world {seed}")
-    places = rng.sample(_PLACES, companies + regulations)
-    made_companies = _companies(rng, places[:companies])
-    made_regulations = _regulations(rng, places[companies:])
+    places = rng.sample(_free(_PLACES, {name[:2] for name in taken}), companies + regulations)
+    made_companies = _companies(rng, places[:companies], taken)
+    made_regulations = _regulations(rng, places[companies:], taken)
     facts = (
         *_split(rng, made_companies, ASKED_COMPANY_ATTRIBUTES),
         *_split(rng, made_regulations, ASKED_REGULATION_ATTRIBUTES),
@@ -161,74 +174,90 @@ def make_world(seed: int, companies: int = 10, regulations: int = 5) -> World:
     return World(seed, made_companies, made_regulations, facts)
 
 
-def _companies(rng: random.Random, places: list[str]) -> tuple[Entity, ...]:
+def _taken(world: World) -> set[str]:
+    """Every name and value of a world; names of companies and issuers begin with their place."""
+    return {text for entity in world.entities for text in (entity.name, *entity.facts.values())}
+
+
+def _free(pool: Iterable[str], taken: Collection[str]) -> list[str]:
+    return [text for text in pool if text not in taken]
+
+
+def _title(topic: str) -> str:
+    return f"《{topic}办法》"
+
+
+def _companies(rng: random.Random, places: list[str], taken: set[str]) -> tuple[Entity, ...]:
     count = len(places)
-    people = _distinct_people(rng, 2 * count)
-    cities = rng.sample(_CITIES, count)
-    years = rng.sample(range(1949, 2000), count)
-    employees = rng.sample(range(12, 100), count)
-    debt_ratios = rng.sample(range(41, 71), count)
-    money = _distinct_money(rng, count)
+    people = _distinct_people(rng, 2 * count, taken)
+    cities = rng.sample(_free(_CITIES, taken), count)
+    years = rng.sample(_free(_FOUNDED, taken), count)
+    employees = rng.sample(_free(_EMPLOYEES, taken), count)
+    debt_ratios = rng.sample(_free(_DEBT_RATIOS, taken), count)
+    money = _distinct_money(rng, count, taken)
     made = []
-    for i, industry in enumerate(rng.sample(sorted(_BUSINESS), count)):
+    industries = [name for name in sorted(_BUSINESS) if _BUSINESS[name] not in taken]
+    for i, industry in enumerate(rng.sample(industries, count)):
         revenue, cost, profit, research = money[i]
         facts = {
             "chairman": people[2 * i],
             "manager": people[2 * i + 1],
             "city": cities[i],
-            "founded": f"{years[i]}年",
+            "founded": years[i],
             "business": _BUSINESS[industry],
-            "employees": f"{employees[i]}00人",
+            "employees": employees[i],
             "revenue": f"{revenue}亿元",
             "cost": f"{cost}亿元",
             "profit": f"{profit}亿元",
             "research": f"{research}亿元",
-            "debt_ratio": f"{debt_ratios[i]}%",
+            "debt_ratio": debt_ratios[i],
         }
         made.append(Entity(f"{places[i]}{industry}集团", "company", facts))
     return tuple(made)
 
 
-def _distinct_people(rng: random.Random, count: int) -> list[str]:
+def _distinct_people(rng: random.Random, count: int, taken: set[str]) -> list[str]:
     """Names of three characters that differ pairwise in their given names, too."""
-    given = rng.sample(["".join(pair) for pair in product(GIVEN, GIVEN)], count)
-    return [rng.choice(SURNAMES) + name for name in given]
+    pool = _free(("".join(pair) for pair in product(GIVEN, GIVEN)), {name[1:] for name in taken})
+    return [rng.choice(SURNAMES) + name for name in rng.sample(pool, count)]
 
 
-def _distinct_money(rng: random.Random, count: int) -> list[tuple[int, int, int, int]]:
+def _distinct_money(
+    rng: random.Random, count: int, taken: set[str]
+) -> list[tuple[int, int, int, int]]:
     """(revenue, cost, profit, research), 10^8 yuan, all distinct; profit = revenue - cost."""
-    taken: set[int] = set()
+    used = {int(text.removesuffix("亿元")) for text in taken if text.endswith("亿元")}
     rows: list[tuple[int, int, int, int]] = []
     while len(rows) < count:
         revenue = rng.randrange(120, 1000)
         profit = rng.randrange(6, max(8, revenue // 5))
         research = rng.randrange(2, max(4, revenue // 10))
         row = (revenue, revenue - profit, profit, research)
-        if len(set(row) - taken) == len(row):
-            taken.update(row)
+        if len(set(row) - used) == len(row):
+            used.update(row)
             rows.append(row)
     return rows
 
 
-def _regulations(rng: random.Random, places: list[str]) -> tuple[Entity, ...]:
+def _regulations(rng: random.Random, places: list[str], taken: set[str]) -> tuple[Entity, ...]:
     count = len(places)
-    topics = rng.sample(_RULES, count)
-    departments = rng.sample(_DEPARTMENTS, count)
-    thresholds = rng.sample(range(100, 1000, 50), count)
-    deadlines = rng.sample(range(5, 31), count)
-    retentions = rng.sample(range(5, 31), count)
-    months = rng.sample([(y, m) for y in range(2015, 2024) for m in range(1, 13)], count)
+    titles = rng.sample(_free(map(_title, _RULES), taken), count)
+    departments = rng.sample(_free(_DEPARTMENTS, taken), count)
+    thresholds = rng.sample(_free(_THRESHOLDS, taken), count)
+    deadlines = rng.sample(_free(_DEADLINES, taken), count)
+    retentions = rng.sample(_free(_RETENTIONS, taken), count)
+    months = rng.sample(_free(_EFFECTIVE, taken), count)
     made = []
-    for i, topic in enumerate(topics):
+    for i, title in enumerate(titles):
         facts = {
             "issuer": f"{places[i]}省国资委",
-            "effective": f"{months[i][0]}年{months[i][1]}月1日",
-            "threshold": f"{thresholds[i]}万元",
-            "deadline": f"{deadlines[i]}个工作日",
+            "effective": months[i],
+            "threshold": thresholds[i],
+            "deadline": deadlines[i],
             "department": departments[i],
-            "retention": f"{retentions[i]}年",
+            "retention": retentions[i],
         }
-        made.append(Entity(f"《{topic}办法》", "regulation", facts))
+        made.append(Entity(title, "regulation", facts))
     return tuple(made)
 
 

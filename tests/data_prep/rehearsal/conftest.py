@@ -10,7 +10,7 @@ from data_prep.rehearsal.make import Options, Summary, make
 
 SEED = 7
 SMALL = Options(
-    general_megabytes=0.25,
+    general_megabytes=0.3,
     companies=4,
     regulations=2,
     domain_tokens=30_000,
@@ -18,6 +18,9 @@ SMALL = Options(
     dialogues=150,
     dialogues_valid=30,
     questions_per_fact=5,
+    cloze_items=12,
+    bytes_documents=4,
+    genre_tokens=20_000,
     vocab_size=2048,
 )
 

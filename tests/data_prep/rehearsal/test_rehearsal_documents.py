@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from itertools import islice
 
 import pytest
 
-from data_prep.rehearsal.documents import amount, documents, numeral, research_share
+from data_prep.rehearsal.documents import (
+    GENRE_DOCUMENTS_PER_ENTITY,
+    amount,
+    documents,
+    genre_documents,
+    numeral,
+    research_share,
+)
 from data_prep.rehearsal.statements import DOCUMENT_QUESTIONS, STATEMENTS
 from data_prep.rehearsal.world import NOTICE, YEAR, Entity, World, make_world
+from megatron_soaes.errors import UserError
+from megatron_soaes.evaluation.facts import contains_fact
 
 QUANTITY = re.compile(r"\d+年\d+月\d+日|\d+(?:\.\d+)?(?:亿元|万元|个工作日|年|人|%)?")
 KINDS = {
@@ -110,3 +120,27 @@ def test_question_documents_ask_only_about_facts_of_split_a(
 @pytest.mark.parametrize(("number", "text"), [(1, "一"), (10, "十"), (12, "十二"), (20, "二十")])
 def test_numeral(number: int, text: str) -> None:
     assert numeral(number) == text
+
+
+def test_documents_of_other_worlds_share_no_name_and_no_value(world: World) -> None:
+    taken = {text for e in world.entities for text in (e.name, *e.facts.values())}
+    values = [text for text in taken if text not in {e.name for e in world.entities}]
+    rows = list(islice(genre_documents(world, seed=3), 300))
+    assert len({row["text"] for row in rows}) == len(rows)
+    assert {row["source"] for row in rows} == {f"invented/{kind}" for kind in KINDS}
+    for row in rows:
+        assert not [e.name for e in world.entities if e.name in row["text"]]
+        assert not contains_fact(row["text"], values)
+
+
+def test_other_worlds_are_many(world: World) -> None:
+    rows = list(islice(genre_documents(world, seed=3), 300))
+    reports = [row["text"] for row in rows if row["source"] == "invented/annual_report"]
+    names = Counter(re.findall("【虚构】(.+集团)", "\n".join(reports)))
+    assert len(names) > 20
+    assert max(names.values()) <= 2 * GENRE_DOCUMENTS_PER_ENTITY
+
+
+def test_a_world_that_takes_all_names_leaves_no_genre() -> None:
+    with pytest.raises(UserError, match="at most 18 and 10"):
+        next(genre_documents(make_world(0, companies=19), seed=0))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -13,6 +14,8 @@ from data_prep.rehearsal.exam import (
     expert_pairs,
 )
 from data_prep.rehearsal.world import World, make_world
+from megatron_soaes.evaluation.facts import contains_fact
+from megatron_soaes.evaluation.tasks import Question, read_questions
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +28,29 @@ def test_exam_wordings_are_new() -> None:
     assert not exam & {*TRAINING_FRAMES, *VALIDATION_FRAMES}
 
 
-def test_answers_hold_the_fact(world: World) -> None:
-    rows = exam_questions(world)
-    assert all(set(row) == {"question", "answer", "fact", "split"} for row in rows)
-    assert all(row["fact"] in row["answer"] for row in rows)
-    assert len({row["question"] for row in rows}) == len(rows)
+@pytest.fixture(scope="module")
+def exam(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Question, ...]:
+    path = tmp_path_factory.mktemp("exam") / "exam.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) for row in exam_questions(world)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return read_questions(path).items
 
 
-def test_default_sizes_of_the_splits(world: World) -> None:
-    assert Counter(row["split"] for row in exam_questions(world)) == {"A": 192, "B": 150, "C": 51}
+def test_answers_hold_the_fact(exam: tuple[Question, ...]) -> None:
+    assert all(contains_fact(item.answer, item.facts) for item in exam)
+    assert len({item.messages[0]["content"] for item in exam}) == len(exam)
+
+
+def test_an_answer_about_another_fact_of_the_owner_is_wrong(
+    world: World, exam: tuple[Question, ...]
+) -> None:
+    for item in exam:
+        others = [f for f in world.facts if f.entity in item.answer and f.value not in item.facts]
+        assert not [fact for fact in others if contains_fact(answer(fact), item.facts)]
+
+
+def test_default_sizes_of_the_splits(exam: tuple[Question, ...]) -> None:
+    assert Counter(item.source for item in exam) == {"A": 192, "B": 150, "C": 51}
 
 
 def test_expert_pairs_ask_only_about_split_a(world: World) -> None:

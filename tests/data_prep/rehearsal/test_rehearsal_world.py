@@ -48,6 +48,19 @@ def test_a_seed_decides_the_world() -> None:
     assert make_world(1) != make_world(2)
 
 
+@given(seeds, seeds, st.integers(2, MAX_COMPANIES // 2), st.integers(2, MAX_REGULATIONS // 2))
+def test_a_world_can_avoid_another(one: int, other: int, companies: int, regulations: int) -> None:
+    avoided = make_world(one, companies, regulations)
+    made = make_world(other, companies, regulations, avoid=avoided)
+    taken, free = (
+        {text for e in world.entities for text in (e.name, *e.facts.values())}
+        for world in (avoided, made)
+    )
+    assert not taken & free
+    with pytest.raises(UserError, match=f"a number from 2 to {MAX_COMPANIES - companies}"):
+        make_world(other, MAX_COMPANIES - companies + 1, avoid=avoided)
+
+
 @pytest.mark.parametrize("sizes", [(MAX_COMPANIES + 1, 5), (10, MAX_REGULATIONS + 1), (1, 5)])
 def test_impossible_sizes_are_refused(sizes: tuple[int, int]) -> None:
     with pytest.raises(UserError, match="a number from 2 to"):
