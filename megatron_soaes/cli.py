@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from megatron_soaes import cli_decoding
 from megatron_soaes.accelerator.quiet import quiet_libraries
 from megatron_soaes.cli_evaluate import compare, evaluate, prep_sft
 from megatron_soaes.errors import ExitCode, UserError
@@ -236,6 +237,7 @@ def reshard(
     typer.echo(f"{report.files} shard files, {report.bytes:,} bytes -> {report.directory}")
 
 
+cli_decoding.register(app)
 
 
 def main() -> None:

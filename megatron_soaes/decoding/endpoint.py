@@ -71,6 +71,8 @@ class EndpointGenerator:
         }
         if not sampling.greedy:
             settings |= {"top_p": sampling.top_p, "seed": sampling.seed}
+            if sampling.top_k:
+                settings["top_k"] = sampling.top_k
         if self._ask_token_ids:
             settings["return_token_ids"] = True
         choices = self._ask([{"prompt": list(prompt), **settings} for prompt in prompts])

@@ -32,12 +32,15 @@ class Sampling:
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
     """Tokens that end a completion, such as end-of-text and end-of-turn."""
+    top_k: int = 0
+    """Draw from so many of the most likely tokens, chosen before `top_p` applies; 0 from all."""
 
     def __post_init__(self) -> None:
         checks = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (self.temperature >= 0, "0 or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "0 or more"),
         }
         for field, (right, expected) in checks.items():
             if not right:

@@ -24,26 +24,28 @@ def uniform_draws(seed: int, prompt: Prompt, count: int) -> NDArray[np.float64]:
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution that is drawn from: [rows, vocabulary] logits -> fp64, rows sum to 1."""
-    scaled = logits.double() / sampling.temperature
-    likely = scaled.softmax(-1)
-    if sampling.top_p == 1:
+    """The distribution that is drawn from: [..., vocabulary] logits -> fp64, sums of 1."""
+    likely = (logits.double() / sampling.temperature).softmax(-1)
+    if sampling.top_p == 1 and not sampling.top_k:
         return likely
     ordered, ids = likely.sort(descending=True, stable=True)
+    if sampling.top_k:
+        ordered[..., sampling.top_k :] = 0
+        ordered = ordered / ordered.sum(-1, keepdim=True)
     # A token is kept when those before it do not reach top_p yet; the first always is.
     kept = ordered.cumsum(-1) - ordered < sampling.top_p
     nucleus = torch.zeros_like(likely).scatter(-1, ids, ordered * kept)
     return nucleus / nucleus.sum(-1, keepdim=True)
 
 
-def draw(distribution: Tensor, draws: Sequence[float]) -> Tensor:
+def draw(distribution: Tensor, draws: Sequence[float] | Tensor) -> Tensor:
     """Invert the cumulative distribution: [rows, vocabulary] fp64, a draw a row -> int64 [rows].
 
     In the order of token ids: rounding differences between layouts can exchange neighbours in an
     order by probability, but hardly move these sums.
     """
     sums = distribution.cumsum(-1)
-    points = torch.tensor(draws, dtype=torch.float64, device=sums.device).unsqueeze(-1)
+    points = torch.as_tensor(draws, dtype=torch.float64, device=sums.device).unsqueeze(-1)
     # The last sum may be a little below 1; scaling keeps the point inside.
     chosen = torch.searchsorted(sums, points * sums[:, -1:], right=True).squeeze(-1)
     return chosen.clamp(max=distribution.shape[-1] - 1)

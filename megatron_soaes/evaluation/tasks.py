@@ -24,11 +24,14 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Question:
-    """A question with a reference answer."""
+    """A question, or the beginning of a text, with a reference answer."""
 
     id: str
     messages: tuple[Message, ...]
-    """The conversation up to the answer, for the model's chat template; ends with the user."""
+    """The conversation up to the answer, for the model's chat template; ends with the user. Empty
+    for a text."""
+    prompt: str
+    """The beginning of a text, which is completed as it stands; "" for a question."""
     answer: str
     facts: tuple[str, ...]
     """Values of which an answer must contain one; empty when the item is not scored for facts."""
@@ -70,7 +73,9 @@ class Task(Generic[Item]):
 
 
 def read_questions(path: Path) -> Task[Question]:
-    """Lines of `{"question" or "messages", "answer"}`; `"id"`, `"facts"`, `"source"` if wanted.
+    """Lines of `{"question", "messages" or "prompt", "answer"}`; `"id"`, `"facts"`, `"source"`.
+
+    A `prompt` is the beginning of a text and is completed as it stands, without a chat template.
 
     Raises UserError with file and line for anything else.
     """
@@ -135,12 +140,13 @@ class _Line:
                 "Rename or remove it.",
             )
 
-    def one_of(self, first: str, second: str) -> str:
-        """The one of two keys that is there."""
-        present = [key for key in (first, second) if key in self.record]
+    def one_of(self, *keys: str) -> str:
+        """The one of several keys that is there."""
+        present = [key for key in keys if key in self.record]
         if len(present) != 1:
-            found = "both" if present else "neither"
-            self.refuse(found, f"either {first!r} or {second!r}", "Give exactly one of them.")
+            found = " and ".join(map(repr, present)) or "none of them"
+            expected = f"one of {', '.join(map(repr, keys))}"
+            self.refuse(found, expected, "Give exactly one of them.")
         return present[0]
 
     def text(self, key: str, default: str | None = None, empty: bool = False) -> str:
@@ -197,14 +203,17 @@ def _lines(path: Path) -> Iterator[_Line]:
 
 
 def _question(line: _Line) -> Question:
-    line.only("id", "question", "messages", "answer", "facts", "source")
-    if line.one_of("question", "messages") == "question":
-        messages: tuple[Message, ...] = ({"role": "user", "content": line.text("question")},)
-    else:
-        messages = _messages(line)
+    line.only("id", "question", "messages", "prompt", "answer", "facts", "source")
+    messages: tuple[Message, ...] = ()
+    match line.one_of("question", "messages", "prompt"):
+        case "question":
+            messages = ({"role": "user", "content": line.text("question")},)
+        case "messages":
+            messages = _messages(line)
     return Question(
         id=line.id(),
         messages=messages,
+        prompt="" if messages else line.text("prompt"),
         answer=line.text("answer"),
         facts=line.texts("facts", 1) if "facts" in line.record else (),
         source=line.text("source", "", empty=True),

@@ -118,8 +118,10 @@ def _resolve_paths(value: Any, folder: Path) -> Any:
             name: _resolve_paths(getattr(value, name), folder) for name in value.model_fields_set
         }
         if isinstance(value, Dataset):
-            update["text"] = [
-                os.path.normpath(folder / Path(pattern).expanduser()) for pattern in value.text
-            ]
+            for field in ("text", "conversations"):
+                patterns = getattr(value, field)
+                update[field] = [
+                    os.path.normpath(folder / Path(pattern).expanduser()) for pattern in patterns
+                ]
         return value.model_copy(update=update)
     return value

@@ -110,7 +110,10 @@ def _ask(
     sampling = Sampling(settings.max_new_tokens, stop_ids=tuple(sorted(stops)))
     asked = []
     for item in task.items:
-        prompt = rendering.prompt(item.messages, _where(task, item))
+        if item.prompt:
+            prompt = prompts.render_prompt(subject.tokenizer, item.prompt)
+        else:
+            prompt = rendering.prompt(item.messages, _where(task, item))
         _require_room(subject, task, item, len(prompt), sampling.max_new_tokens)
         asked.append(prompt)
     completions = answer(subject.generator, asked, sampling, answers, subject.identity)
@@ -123,7 +126,10 @@ def _ask(
         "temperature": sampling.temperature,
         "stop_ids": list(sampling.stop_ids),
     }
-    texts = [rendering.answer(one.text) for one in completions]
+    texts = [
+        one.text if item.prompt else rendering.answer(one.text)
+        for item, one in zip(task.items, completions, strict=True)
+    ]
     return score_questions(task, texts, described, settings.profiles)
 
 

@@ -15,6 +15,7 @@ from torch.profiler import profile, schedule, tensorboard_trace_handler
 
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.accelerator.groups import seed_step, world_rank
+from megatron_soaes.accelerator.watchdog import Watchdog
 from megatron_soaes.checkpoint import directory, distributed
 from megatron_soaes.checkpoint.megatron_arguments import megatron_arguments
 from megatron_soaes.checkpoint.saver import CheckpointSaver, SaveReport
@@ -43,7 +44,6 @@ from megatron_soaes.training.step import StepResult, train_step
 from megatron_soaes.training.stopping import StopSignal
 from megatron_soaes.training.telemetry import GIB, Telemetry, measured_matmul_rate
 from megatron_soaes.training.validation import validate
-from megatron_soaes.accelerator.watchdog import Watchdog
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ MODEL = Model("cpt", "runs/cpt", "ab" * 32, iteration=1000)
 def questions(*facts: tuple[str, ...]) -> Task[Question]:
     asked = ({"role": "user", "content": "哪年？"},)
     items = tuple(
-        Question(str(i), asked, "成立于1998年。", accepted, "AB"[i % 2])
+        Question(str(i), asked, "", "成立于1998年。", accepted, "AB"[i % 2])
         for i, accepted in enumerate(facts)
     )
     return Task(Path("exam.jsonl"), "e" * 64, items)

@@ -76,6 +76,12 @@ def test_examples_become_a_prefix(tmp_path: Path) -> None:
         few_shot_prefix(examples, 3)
 
 
+def test_the_beginning_of_a_text_has_no_turns(tmp_path: Path) -> None:
+    file = lines(tmp_path / "documents.jsonl", {"prompt": "国资委成立于", "answer": "2003年"})
+    (item,) = read_questions(file).items
+    assert (item.prompt, item.messages) == ("国资委成立于", ())
+
+
 def test_texts_are_read_whole(tmp_path: Path) -> None:
     task = read_texts(lines(tmp_path / "text.jsonl", {"text": " 国资\n"}, {"id": "x", "text": "b"}))
     assert [(item.id, item.text) for item in task.items] == [("1", " 国资\n"), ("x", "b")]
@@ -84,8 +90,9 @@ def test_texts_are_read_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"answer": "a"}, "found neither; expected either 'question' or 'messages'"),
-        ({**QUESTION, "messages": []}, "found both"),
+        ({"answer": "a"}, "found none of them; expected one of 'question', 'messages', 'prompt'"),
+        ({**QUESTION, "messages": []}, "found 'question' and 'messages'"),
+        ({"prompt": " ", "answer": "a"}, "expected text at 'prompt'"),
         ({"question": "q"}, "found no 'answer'; expected text at 'answer'"),
         ({**QUESTION, "answer": " "}, "found ' '"),
         ({**QUESTION, "answer": 3}, "found 3; expected text at 'answer'"),
@@ -123,7 +130,7 @@ def test_a_bad_question_is_refused_with_its_line(
         ({"answer": None}, "found None"),
         ({"choices": ["3"]}, "a list of 2 or more texts at 'choices'"),
         ({"choices": ["3", ""]}, "a list of 2 or more texts at 'choices'"),
-        ({"context": "c"}, "found both"),
+        ({"context": "c"}, "found 'question' and 'context'"),
         ({"option": "c"}, "found key 'option'"),
     ],
 )

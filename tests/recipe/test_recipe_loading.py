@@ -50,6 +50,16 @@ def test_relative_paths_start_at_the_folder_of_the_file(
     assert recipe.data.datasets["domain"].text == [f"{folder}/corpus/domain-*.jsonl"]
 
 
+def test_relative_paths_of_conversations_and_exams_do_too(tmp_path: Path) -> None:
+    chats = "    domain: {conversations: [chat/*.jsonl]}\n"
+    text = RECIPE.replace("    domain: {text: [corpus/domain-*.jsonl], holdout: 0.1}\n", chats)
+    text = text.replace("evaluation: {", "evaluation: {questions: {exam: exam.jsonl}, ")
+    recipe = load_recipe(write_recipe(tmp_path, text))
+
+    assert recipe.data.datasets["domain"].conversations == [f"{tmp_path}/chat/*.jsonl"]
+    assert recipe.evaluation.questions["exam"] == tmp_path / "exam.jsonl"
+
+
 def test_a_key_given_twice_names_both_lines(tmp_path: Path) -> None:
     path = write_recipe(
         tmp_path, RECIPE.replace("    steps: 20\n", "    steps: 20\n    steps: 30\n")
