@@ -45,7 +45,7 @@ class Places:
 
     @property
     def continuation(self) -> Path:
-        return self.root / "continuation.jsonl"
+        return self.corpus / "domain/continuation.jsonl"
 
     @property
     def data(self) -> Path:
@@ -161,7 +161,6 @@ class Recipes:
             evaluation={
                 **_retention(self.places),
                 "questions": {"continuation": str(self.places.continuation)},
-                "prompt": "plain",
                 "max_new_tokens": self.settings.continuation_tokens,
             },
         )

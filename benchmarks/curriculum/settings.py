@@ -55,10 +55,8 @@ class Settings:
     """Replay of stage 1 in stage 2, which else overwrites it."""
     sft_lrs: tuple[float, ...] = (2e-4, 4e-4, 8e-4)
     """Each arm takes the best for itself. 7e-4 cost general ability, so lower ones are tried."""
-    continuation_prompt: int = 40
-    """Tokens of a held-out document that are shown; enough to name the company."""
     continuation_tokens: int = 48
-    """Tokens that are then to be written."""
+    """Written after the beginning of a held-out document: as many as its own continuation has."""
     answer_tokens: int = 48
     """Longest answer in the exam; right ones have fewer than 30."""
 

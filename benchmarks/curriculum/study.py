@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-
-from tokenizers import Tokenizer
 
 from benchmarks.curriculum.recipes import (
     CPT_VALIDATION,
@@ -24,7 +21,6 @@ from benchmarks.curriculum.recipes import (
 )
 from benchmarks.curriculum.settings import TUNING_SEED, Settings
 from data_prep.rehearsal.make import make
-from megatron_soaes import files
 from megatron_soaes.errors import ExitCode
 from megatron_soaes.pipeline.manifest import read_manifest
 
@@ -68,7 +64,6 @@ def run_study(
     Raises Interrupted when a run ends with another code than 0; the same call goes on from there.
     """
     make(places.corpus, CORPUS_SEED, settings.corpus)
-    write_continuation(places, settings)
     soaes_run(places.data, data_recipe(places))
     recipes = Recipes(places, settings)
     soaes_run(places.base, recipes.base())
@@ -138,21 +133,3 @@ def soaes_run(run: Path, recipe: Recipe) -> None:
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
     if code != ExitCode.OK:
         raise Interrupted(code)
-
-
-def write_continuation(places: Places, settings: Settings) -> None:
-    """Held-out domain documents cut in two, as questions: the beginning, and what comes next."""
-    lines = (places.corpus / "domain/valid.jsonl").read_text(encoding="utf-8").splitlines()
-    tokenizer = Tokenizer.from_file(str(places.corpus / "tokenizer" / "tokenizer.json"))
-    shown, written = settings.continuation_prompt, settings.continuation_tokens
-    rows = []
-    for line in lines:
-        text = json.loads(line)["text"]
-        encoding = tokenizer.encode(text, add_special_tokens=False)
-        if len(encoding.ids) < shown + written:
-            continue
-        middle = encoding.offsets[shown][0]
-        end = encoding.offsets[shown + written - 1][1]
-        rows.append({"question": text[:middle], "answer": text[middle:end]})
-    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    files.write_text(places.continuation, content)

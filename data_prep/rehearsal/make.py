@@ -16,8 +16,8 @@ from data_prep.rehearsal.dialogues import dialogues
 from data_prep.rehearsal.documents import documents, genre_documents
 from data_prep.rehearsal.exam import TRAINING_FRAMES, exam_questions, expert_pairs
 from data_prep.rehearsal.general import GeneralText, gather
-from data_prep.rehearsal.initial_model import qwen2_config, write_initial_model
-from data_prep.rehearsal.retention import cloze_items, likelihood_texts
+from data_prep.rehearsal.initial_model import draft_config, qwen2_config, write_initial_model
+from data_prep.rehearsal.retention import cloze_items, continuations, likelihood_texts
 from data_prep.rehearsal.tokenizer import save_tokenizer, train_tokenizer
 from data_prep.rehearsal.world import make_world
 from megatron_soaes.errors import UserError
@@ -145,6 +145,8 @@ def _write(
     rows["domain/valid.jsonl"] = list(islice(stream, options.domain_valid))
     held_out = [row["text"] for row in general.valid]
     rows["general/cloze.jsonl"] = cloze_items(held_out, tokenizer, options.cloze_items, seed)
+    domain_valid = [row["text"] for row in rows["domain/valid.jsonl"]]
+    rows["domain/continuation.jsonl"] = continuations(domain_valid, tokenizer)
     rows["general/bytes.jsonl"] = likelihood_texts(held_out, options.bytes_documents, seed)
     if options.genre_tokens:
         others = genre_documents(world, seed)
@@ -153,8 +155,10 @@ def _write(
         _write_jsonl(directory / name, content)
     write_json(directory / "world.json", world.to_json())
     save_tokenizer(tokenizer, directory / "tokenizer")
-    config = qwen2_config(tokenizer.get_vocab_size())
-    write_initial_model(directory / "base-init", directory / "tokenizer", config, seed)
+    size = tokenizer.get_vocab_size()
+    models = {"base-init": qwen2_config(size), "draft-init": draft_config(size)}
+    for name, config in models.items():
+        write_initial_model(directory / name, directory / "tokenizer", config, seed)
     return Summary(
         fingerprint=fingerprint,
         seed=seed,
@@ -192,6 +196,8 @@ def text_of(row: Row) -> str:
         return str(row["context"]) + "".join(row["choices"])
     if "messages" in row:
         return "\n".join(message["content"] for message in row["messages"])
+    if "prompt" in row:
+        return f"{row['prompt']}{row['answer']}"
     return f"{row['question']}\n{row['answer']}"
 
 

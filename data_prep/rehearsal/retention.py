@@ -1,4 +1,6 @@
-"""What a model may forget, measured on held-out general text: a cloze and texts for their bits."""
+"""Held-out text as tasks: what a model may forget (a cloze, texts for their bits), and documents
+of the domain to go on with.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,9 @@ CONTEXT_TOKENS = 64
 CHOICE_TOKENS = 16
 CHOICES = 4
 TEXT_CHARACTERS = 1500
+SHOWN_TOKENS = 40
+"""Of a document that is to be continued: enough to name the company."""
+WRITTEN_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -96,3 +101,16 @@ def likelihood_texts(texts: Sequence[str], count: int, seed: int) -> list[dict[s
     """At most `count` of the texts, `{"text"}`, each cut to 1500 characters."""
     chosen = random.Random(f"bytes {seed}").sample(texts, min(count, len(texts)))
     return [{"text": text[:TEXT_CHARACTERS]} for text in chosen]
+
+
+def continuations(texts: Iterable[str], tokenizer: Tokenizer) -> list[dict[str, str]]:
+    """`{"prompt", "answer"}` of each text that is long enough: 40 tokens, then the next 48."""
+    rows = []
+    for text in texts:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        if len(encoding.ids) < SHOWN_TOKENS + WRITTEN_TOKENS:
+            continue
+        middle = encoding.offsets[SHOWN_TOKENS][0]
+        end = encoding.offsets[SHOWN_TOKENS + WRITTEN_TOKENS - 1][1]
+        rows.append({"prompt": text[:middle], "answer": text[middle:end]})
+    return rows

@@ -218,7 +218,8 @@ def _change(paired: Paired, higher_is_better: bool) -> Change:
 
 
 def _judge(target: Target, paired: Paired, measurable: bool | None) -> Verdict:
-    if measurable is False:
+    # A ratio to nothing says nothing.
+    if measurable is False or (paired.base.value == 0 and not target.in_points):
         return Verdict.NOT_MEASURABLE
     if paired.items < statistics.MINIMUM_ITEMS:
         return Verdict.NOT_SHOWN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -19,6 +20,7 @@ from megatron_soaes.evaluation.statistics import (
     Verdict,
 )
 
+MAIN_MEASURES = ("rouge1", "bleu4", "accuracy", "acc", "bits_per_byte")
 KEPT = {
     Verdict.SHOWN: "kept",
     Verdict.MISSED: "lost",
@@ -49,10 +51,50 @@ def result_table(result: EvaluationResult) -> Table:
     return table
 
 
+def summary_tables(results: Mapping[str, EvaluationResult], comparison: Comparison) -> list[Table]:
+    """The main numbers of each model, what is kept of the base in general, the targets if any.
+
+    `results` by the labels of the comparison, the base first.
+    """
+    kinds = {name: suite.kind for name, suite in results[comparison.base].suites.items()}
+    general = [
+        row
+        for row in comparison.rows
+        if kinds.get(row.suite, "questions") != "questions" and _is_main(row.measure)
+    ]
+    tables = [_headlines(results)]
+    if general:
+        tables.append(_retention(comparison.base, general))
+    return [*tables, _targets(comparison)] if comparison.targets else tables
+
+
+def _headlines(results: Mapping[str, EvaluationResult]) -> Table:
+    """A line for each model, a column for each main measure."""
+    base = next(iter(results.values()))
+    chosen = [
+        (name, measure)
+        for name, suite in base.suites.items()
+        for measure in suite.measures
+        if _is_main(measure)
+    ]
+    table = Table("model", title="what was measured")
+    for name, measure in chosen:
+        table.add_column(f"{escape(name)}\n" + measure.replace(".", "\n"), justify="right")
+    for label, result in results.items():
+        measures = [result.suites[name].measures[measure] for name, measure in chosen]
+        table.add_row(escape(label), *(_value(one.value, one.unit) for one in measures))
+    return table
+
+
+def _is_main(measure: str) -> bool:
+    """Whether it belongs into a short table; the others tell the same in other words."""
+    return measure.rpartition(".")[2] in MAIN_MEASURES
+
+
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """The values of each model with their ratios, the retention verdicts, the targets if any."""
     values = [_values(comparison, model) for model in list(comparison.models)[1:]]
-    tables = [*values, _retention(comparison)]
+    tables = [*values, _retention(comparison.base, comparison.rows)]
     return [*tables, _targets(comparison)] if comparison.targets else tables
 
 
@@ -85,14 +127,14 @@ def _values(comparison: Comparison, model: str) -> Table:
     return table
 
 
-def _retention(comparison: Comparison) -> Table:
-    table = Table(title=escape(f"what is kept of {comparison.base}"))
+def _retention(base: str, rows: Sequence[Row]) -> Table:
+    table = Table(title=escape(f"what is kept of {base}"))
     for heading in ("suite", "measure", "model"):
         table.add_column(heading, overflow="fold")
     for heading in ("kept %", "margin", "power"):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
-    for row in comparison.rows:
+    for row in rows:
         table.add_row(
             escape(row.suite), row.measure, escape(row.model),
             _interval(_percent(row.paired.ratio), ".1f"), row.retention.margin,
@@ -120,6 +162,8 @@ def _targets(comparison: Comparison) -> Table:
 
 def _kept(row: Row) -> str:
     verdict = KEPT[row.retention.verdict]
+    if row.retention.verdict is Verdict.NOT_MEASURABLE and row.paired.base.value == 0:
+        return f"{verdict}: the base has 0"
     if row.measurable is False and row.chance is not None:
         base = _interval(row.paired.base, ".1f")
         return f"{verdict}: base {base}, chance {row.chance:.1f}"

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from megatron_soaes.pipeline.manifest import Manifest, read_manifest
 from megatron_soaes.recipe.schema import Recipe
-from megatron_soaes.stages.evaluate import REPORT_FILE
+from megatron_soaes.stages.evaluate import REPORT_FILE, SUMMARY_FILE
 from megatron_soaes.stages.registry import stages_of
 
 
@@ -34,16 +34,17 @@ def print_summary(recipe: Recipe, console: Console) -> None:
 
 
 def _print_evaluation(manifest: Manifest, console: Console) -> None:
-    """Held-out perplexity, then the stage's own report on its tasks."""
+    """Held-out perplexity, then the stage's own short account of its tasks."""
     first = manifest.metrics[manifest.config["checkpoints"][0]]
     sets = [name for name, figures in first.items() if "perplexity" in figures]
     if sets:
         console.print(comparison(manifest, sets))
-    report = manifest.outputs.get(REPORT_FILE)
-    if report is not None:
-        console.print(f"{manifest.stage}: {report.path}", markup=False, soft_wrap=True)
-        text = Path(report.path).read_text(encoding="utf-8")
-        console.print(text, markup=False, soft_wrap=True)
+    short = manifest.outputs.get(SUMMARY_FILE)
+    if short is not None:
+        text = Path(short.path).read_text(encoding="utf-8")
+        console.print(f"{manifest.stage}:\n{text}", markup=False, soft_wrap=True)
+        report = manifest.outputs[REPORT_FILE].path
+        console.print(f"All measures, with intervals: {report}\n", markup=False, soft_wrap=True)
 
 
 def comparison(manifest: Manifest, sets: list[str]) -> Table:

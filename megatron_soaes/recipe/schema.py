@@ -272,7 +272,8 @@ class SingleStage(TrainingStage):
 class EvaluateStage(Stage):
     """All that `evaluation` names, measured on several checkpoints of one model, side by side.
 
-    Results are NAME.json for each checkpoint, comparison.json and report.txt in the stage's folder.
+    Results are NAME.json for each checkpoint, comparison.json, report.txt and the short summary.txt
+    in the stage's folder.
     Text is generated and judged without sequence parallelism; context parallelism and virtual
     pipelines are for perplexity only.
     """

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from megatron_soaes.stages.measuring import Tasks
 
 REPORT_FILE = "report.txt"
+SUMMARY_FILE = "summary.txt"
 REPORT_WIDTH = 100
 WITHOUT_EFFECT_ON_RESULTS = {
     "perplexity", "questions", "choices", "texts", "batch_size", "micro_batch_size"
@@ -68,7 +69,7 @@ class EvaluateStage(Stage):
         names = [f"{name}.json" for name in self.settings.checkpoints]
         if len(names) > 1:
             names.append("comparison.json")
-        return {name: self.directory / name for name in [*names, REPORT_FILE]}
+        return {name: self.directory / name for name in [*names, REPORT_FILE, SUMMARY_FILE]}
 
     def _layout(self) -> Layout:
         """The stage's layout; plain where text is generated or judged."""
@@ -144,21 +145,28 @@ class EvaluateStage(Stage):
         return suites
 
     def _report(self) -> None:
-        """Compare all results with the first; the tables go into a file, for the summary."""
+        """Compare all results with the first; the tables go into files, long and short."""
         from megatron_soaes.evaluation.compare import compare
-        from megatron_soaes.evaluation.report import comparison_tables, result_table
+        from megatron_soaes.evaluation.report import (
+            comparison_tables,
+            result_table,
+            summary_tables,
+        )
         from megatron_soaes.evaluation.result import read_result
         from megatron_soaes.evaluation.statistics import to_json
 
         evaluation = self.recipe.evaluation
-        results = [self.directory / f"{name}.json" for name in self.settings.checkpoints]
-        if len(results) == 1:
-            tables = [result_table(read_result(results[0]))]
+        paths = [self.directory / f"{name}.json" for name in self.settings.checkpoints]
+        results = [read_result(path) for path in paths]
+        if len(paths) == 1:
+            long = short = [result_table(results[0])]
         else:
-            found = compare(results, evaluation.targets, evaluation.margin, self.recipe.seed)
+            found = compare(paths, evaluation.targets, evaluation.margin, self.recipe.seed)
             files.write_json(self.directory / "comparison.json", to_json(found))
-            tables = comparison_tables(found)
-        files.write_text(self.directory / REPORT_FILE, as_text(tables))
+            by_label = dict(zip(found.models, results, strict=True))
+            long, short = comparison_tables(found), summary_tables(by_label, found)
+        files.write_text(self.directory / REPORT_FILE, as_text(long))
+        files.write_text(self.directory / SUMMARY_FILE, as_text(short))
 
 
 def means(suites: dict[str, Suite]) -> dict[str, dict[str, float]]:

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -42,16 +41,12 @@ from benchmarks.curriculum.recipes import Recipe as RecipeFile
 from benchmarks.curriculum.settings import TINY, TUNING_SEED, Settings
 from benchmarks.curriculum.study import REQUIRES, Rates, arm_recipe, tune, with_requirements
 from benchmarks.curriculum.tables import Report, claims_table, means_table, section
-from data_prep.rehearsal.documents import documents
 from data_prep.rehearsal.initial_model import qwen2_config
-from data_prep.rehearsal.tokenizer import save_tokenizer, train_tokenizer
-from data_prep.rehearsal.world import make_world
 from megatron_soaes.accelerator.machine import Machine
 from megatron_soaes.errors import ExitCode
 from megatron_soaes.evaluation.result import EvaluationResult, Measure, Model, Suite
 from megatron_soaes.evaluation.statistics import Verdict
-from megatron_soaes.evaluation.tasks import read_questions
-from megatron_soaes.files import write_json, write_text
+from megatron_soaes.files import write_json
 from megatron_soaes.pipeline.manifest import Manifest
 from megatron_soaes.recipe import graph
 from megatron_soaes.recipe.check import check
@@ -179,19 +174,6 @@ def test_rates_are_chosen_by_validation_loss_and_the_exam_is_not_run(
 def manifest(stage: str, validation: dict[str, dict[str, float]]) -> Manifest:
     metrics = {"validation": validation}
     return Manifest(stage, "sft", {}, {}, {}, metrics, {}, {}, "", 1, "", "")
-
-
-def test_documents_to_go_on_with_are_held_out_ones_cut_in_two(tmp_path: Path) -> None:
-    places = Places(tmp_path)
-    texts = [row["text"] for row in islice(documents(make_world(0), 0), 20)]
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-    write_text(places.corpus / "domain/valid.jsonl", lines)
-    save_tokenizer(train_tokenizer(texts, 700), places.corpus / "tokenizer")
-    study.write_continuation(places, TINY)
-    items = read_questions(places.continuation).items
-    assert 0 < len(items) <= len(texts)
-    for item in items:
-        assert any(text.startswith(item.messages[0]["content"] + item.answer) for text in texts)
 
 
 # -- Figures ------------------------------------------------------------------------------------
@@ -371,7 +353,6 @@ def test_a_study_runs_in_order_and_stops_where_a_run_stops(
             raise study.Interrupted(ExitCode.STOPPED)
 
     monkeypatch.setattr(study, "make", lambda *_: None)
-    monkeypatch.setattr(study, "write_continuation", lambda *_: None)
     monkeypatch.setattr(study, "tune", lambda _: RATES)
     monkeypatch.setattr(study, "soaes_run", pretend)
     options = ["--workdir", str(places.root), "--seeds", "2", "--arms", "curriculum"]

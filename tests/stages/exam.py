@@ -55,7 +55,7 @@ evaluation:
   max_new_tokens: 12
   batch_size: 7
   sequence_length: 32
-  targets: [exam.rouge1 >= 1.08]
+  targets: [exam.rouge1 >= 5 points]
 """
 """`import` is the model that knows nothing, `cpt` the one that wrote the exam."""
 

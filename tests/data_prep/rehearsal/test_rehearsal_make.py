@@ -26,7 +26,16 @@ def files_of(directory: Path) -> dict[str, str]:
 def test_the_directory_holds_every_part(corpus: Path, summary: Summary) -> None:
     names = {path.name for path in corpus.iterdir()}
     assert names == {
-        *("general", "domain", "genre", "dialogue", "expert", "tokenizer", "base-init"),
+        *(
+            "general",
+            "domain",
+            "genre",
+            "dialogue",
+            "expert",
+            "tokenizer",
+            "base-init",
+            "draft-init",
+        ),
         *("exam.jsonl", "world.json", "summary.json"),
     }
     assert not list(corpus.rglob(".*"))

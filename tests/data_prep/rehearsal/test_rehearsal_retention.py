@@ -16,7 +16,7 @@ from data_prep.rehearsal.retention import (
     likelihood_texts,
 )
 from megatron_soaes.errors import UserError
-from megatron_soaes.evaluation.tasks import Choice, read_choices, read_texts
+from megatron_soaes.evaluation.tasks import Choice, read_choices, read_questions, read_texts
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,13 @@ def test_too_few_documents_for_wrong_choices_are_refused(
 ) -> None:
     with pytest.raises(UserError, match="at least 4"):
         cloze_items([max(held_out, key=len)], tokenizer, 1, seed=0)
+
+
+def test_documents_to_go_on_with_are_held_out_ones_cut_in_two(corpus: Path) -> None:
+    lines = (corpus / "domain/valid.jsonl").read_text(encoding="utf-8").splitlines()
+    documents = [json.loads(line)["text"] for line in lines]
+    items = read_questions(corpus / "domain/continuation.jsonl").items
+    assert 0 < len(items) <= len(documents)
+    for item in items:
+        assert item.prompt and item.answer
+        assert any(text.startswith(item.prompt + item.answer) for text in documents)
