@@ -11,12 +11,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import transformers
 
 from data_prep.rehearsal.initial_model import qwen2_config, write_initial_model
 from data_prep.rehearsal.make import Options, make
+from tests.checkpoint.tensors import tensors_in
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = Options(
@@ -28,11 +30,32 @@ SMALL = Options(
     dialogues=30,
     dialogues_valid=5,
     questions_per_fact=3,
+    cloze_items=24,
+    bytes_documents=4,
     vocab_size=1024,
 )
 TINY = qwen2_config(1024, layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128)
-BASE = ["pretrain.steps=4", "schedule.warmup_steps=1", "validation.batches=2"]
-RUN = ["cpt.steps=12", "schedule.warmup_steps=2", "validation.every=6", "validation.batches=2"]
+DRAFT = qwen2_config(1024, layers=1, hidden=32, heads=2, kv_heads=2, head_dim=16, ffn=64)
+STEPS = {
+    "cpt": 12, "sft-broad": 4, "sft-narrow": 120,
+    "draft-cpt": 2, "draft-sft-broad": 2, "draft-sft-narrow": 2,
+}  # fmt: skip
+
+
+def shortened(steps: dict[str, int]) -> list[str]:
+    """Overrides that make each training stage short; those by passes get steps instead."""
+    found = []
+    for stage, count in steps.items():
+        found += [f"{stage}.steps={count}", f"{stage}.warmup_steps=1"]
+        found += [f"{stage}.validation.every={max(6, count // 2)}", f"{stage}.batches=2"]
+        found += [f"{stage}.epochs=null"] if "sft" in stage else []
+    return found
+
+
+BASE = shortened({"pretrain": 4, "draft-pretrain": 2})
+RUN = [*shortened(STEPS), "sft-narrow.checkpoints.every=20", "evaluation.max_new_tokens=8"]
+STEPS_OF_PREPARATION = 10
+"""Eight datasets to tokenize and two models to import."""
 
 
 def soaes(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -68,8 +91,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     shutil.copytree(EXAMPLES / "rehearsal", root / "examples/rehearsal")
     corpus = root / "build/demo/corpus"
     make(corpus, 3, SMALL, workers=1)
-    shutil.rmtree(corpus / "base-init")
-    write_initial_model(corpus / "base-init", corpus / "tokenizer", TINY, seed=3)
+    for name, config in {"base-init": TINY, "draft-init": DRAFT}.items():
+        shutil.rmtree(corpus / name)
+        write_initial_model(corpus / name, corpus / "tokenizer", config, seed=3)
     base = soaes("run", root / "examples/rehearsal/base.yaml", *BASE)
     assert base.returncode == 0, base.stdout + base.stderr
     run = soaes("run", root / "examples/rehearsal/recipe.yaml", *RUN)
@@ -97,6 +121,35 @@ def test_the_domain_was_learnt_and_the_table_says_so(demo: Demo) -> None:
     assert "evaluation: held-out perplexity" in demo.output
 
 
+def test_both_lines_went_through_every_stage_and_were_examined(demo: Demo) -> None:
+    for stage, steps in STEPS.items():
+        assert demo.manifest(stage)["metrics"]["iteration"] == steps  # type: ignore[index]
+    packing = demo.manifest("sft-narrow")["metrics"]["packing"]  # type: ignore[index]
+    assert set(packing) == {"expert", "dialogue"}
+    for stage in ("evaluation", "draft-evaluation"):
+        measured = demo.manifest(stage)["metrics"]["import"]  # type: ignore[index]
+        assert {"continuation", "exam", "cloze", "general", "domain_valid"} <= set(measured)
+        assert (demo.run_folder / stage / "summary.txt").read_text(encoding="utf-8") in demo.output
+
+
+def test_a_curriculum_killed_in_its_second_stage_goes_on_bitwise(demo: Demo) -> None:
+    checkpoints = demo.run_folder / "sft-narrow/checkpoints"
+    whole = tensors_in(checkpoints / "iter_0000120")
+    shutil.rmtree(demo.run_folder / "sft-narrow")
+    command = [sys.executable, "-m", "megatron_soaes", "run", str(demo.recipe), *RUN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        _wait_until((checkpoints / "iter_0000020").exists, process)
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            one.kill()
+    assert not (checkpoints / "iter_0000120").exists(), "it was over before it was killed"
+    went_on = soaes("run", demo.recipe, *RUN)
+    assert went_on.returncode == 0, went_on.stdout + went_on.stderr
+    assert "sft-narrow: goes on" in went_on.stdout
+    resumed = tensors_in(checkpoints / "iter_0000120")
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
 def test_the_export_loads_in_transformers_with_the_trained_weights(demo: Demo) -> None:
     base = transformers.AutoModelForCausalLM.from_pretrained(demo.root / "build/demo/base/hf/hf")
     trained = transformers.AutoModelForCausalLM.from_pretrained(demo.run_folder / "hf/hf")
@@ -109,7 +162,8 @@ def test_the_export_loads_in_transformers_with_the_trained_weights(demo: Demo) -
 def test_a_second_run_does_nothing(demo: Demo) -> None:
     again = soaes("run", demo.recipe, *RUN)
     assert again.returncode == 0
-    assert again.stdout.count("unchanged, skipped") == 8
+    stages = len(STEPS) + len(["evaluations", "exports"]) * len(["target", "draft"])
+    assert again.stdout.count("unchanged, skipped") == STEPS_OF_PREPARATION + stages
     assert "runs" not in again.stdout
 
 
@@ -118,7 +172,8 @@ def test_indexes_can_be_built_ahead_and_are_those_of_the_run(demo: Demo) -> None
     before = {file: file.stat().st_mtime_ns for file in cache.rglob("*.npy")}
     built = soaes("prep", "index", demo.recipe, *RUN)
     assert built.returncode == 0, built.stderr
-    assert "cpt: 48 training windows" in built.stdout
+    assert "cpt: 48 training samples, 12 steps" in built.stdout
+    assert "sft-broad: 16 training samples, 4 steps" in built.stdout
     assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.npy")} == before
     other = soaes("prep", "index", demo.recipe, *RUN, "cpt.sequence_length=128")
     assert other.returncode == 0, other.stderr
@@ -162,7 +217,7 @@ def test_changed_settings_run_again_survive_a_stop_and_keep_the_old_results(demo
     assert went_on.returncode == 0, went_on.stdout + went_on.stderr
     assert "cpt: goes on" in went_on.stdout
     assert f"cpt goes on after step {reached}" in went_on.stdout
-    assert "evaluation: runs again (changed inputs: checkpoint/cpt)" in went_on.stdout
+    assert "evaluation: runs again (changed inputs: checkpoint/cpt, " in went_on.stdout
 
 
 def _steps_done(demo: Demo) -> int:
