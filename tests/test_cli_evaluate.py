@@ -100,7 +100,7 @@ def test_a_server_is_asked_with_the_models_own_tokens(
 
 
 def test_better_is_shown_and_can_be_required(results: list[Path]) -> None:
-    target = ("--target", "exam.rouge1 >= 1.08", "--margin", "1 points")
+    target = ("--target", "exam.rouge1 >= 5 points", "--margin", "1 points")
     found = soaes("compare", *results, *target)
     assert found.exit_code == 0
     assert "good against spoiled" in found.output
@@ -109,7 +109,9 @@ def test_better_is_shown_and_can_be_required(results: list[Path]) -> None:
 
     backwards = soaes("compare", *reversed(results), *target)
     assert backwards.exit_code == 0 and "missed" in backwards.output
-    with pytest.raises(UserError, match=r"target 'exam.rouge1 >= 1.08' of spoiled: found missed"):
+    with pytest.raises(
+        UserError, match=r"target 'exam.rouge1 >= 5 points' of spoiled: found missed"
+    ):
         soaes("compare", *reversed(results), *target, "--require")
     with pytest.raises(UserError, match="no --target"):
         soaes("compare", *results, "--require")

@@ -26,7 +26,11 @@ def test_a_stalled_rank_ends_the_job_with_the_stacks_of_all(
     assert f"--- rank 1, {tmp_path / 'rank1.log'}" in shown, "its log is shown on the console"
 
 
-def test_a_rank_that_is_frozen_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_that_is_frozen_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It does not hear the request to end either.
+    monkeypatch.setattr("megatron_soaes.accelerator.launch.GRACE_S", 1.0)
     assert launch("tests.accelerator.stalling", ["stop"], 2, tmp_path) == ExitCode.STALLED
     assert "rank 1 gives no sign of life" in capfd.readouterr().err
 
