@@ -181,8 +181,8 @@ def test_indexes_can_be_built_ahead_and_are_those_of_the_run(demo: Demo) -> None
 
 
 def test_another_layout_is_not_another_stage(demo: Demo) -> None:
-    other = ["models.target.layout={data_parallel: 2}"]
-    other += [f"{stage}.micro_batch_size=2" for stage in ("cpt", "sft-broad", "sft-narrow")]
+    other = ["models.target.layout={data_parallel: 2}", "cpt.micro_batch_size=2"]
+    other += ["sft-narrow.layout={tensor_parallel: 2}"]
     again = soaes("run", demo.recipe, *RUN, *other)
     assert again.returncode == 0
     assert "cpt: unchanged, skipped" in again.stdout
