@@ -79,7 +79,9 @@ def _headlines(results: Mapping[str, EvaluationResult]) -> Table:
     ]
     table = Table("model", title="what was measured")
     for name, measure in chosen:
-        table.add_column(f"{escape(name)}\n" + measure.replace(".", "\n"), justify="right")
+        table.add_column(
+            f"{escape(name)}\n" + measure.replace(".", "\n"), justify="right", overflow="fold"
+        )
     for label, result in results.items():
         measures = [result.suites[name].measures[measure] for name, measure in chosen]
         table.add_row(escape(label), *(_value(one.value, one.unit) for one in measures))
