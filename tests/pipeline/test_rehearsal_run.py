@@ -20,6 +20,9 @@ from data_prep.rehearsal.initial_model import qwen2_config, write_initial_model
 from data_prep.rehearsal.make import Options, make
 from tests.checkpoint.tensors import tensors_in
 
+pytestmark = pytest.mark.timeout(900)
+"""The first test waits for the whole demo."""
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = Options(
     general_megabytes=0.3,
