@@ -1,4 +1,4 @@
-"""One of two ranks: reduce-scatter as we do it and as torch does; results into FOLDER."""
+"""One of two ranks: collectives as we do them and as torch does; results into FOLDER."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_soaes.accelerator.gloo import reduce_scatter
+from megatron_soaes.accelerator.gloo import all_gather, reduce_scatter
 from megatron_soaes.accelerator.groups import (
     process_group,
     rendezvous_from_environment,
@@ -26,7 +26,16 @@ def main(folder: Path) -> None:
         handle.wait()
         largest = torch.empty(3, 5)
         reduce_scatter(largest, whole, op=torch.distributed.ReduceOp.MAX)
-        torch.save((whole, ours, theirs, late, largest), folder / f"rank{world_rank()}.pt")
+        gathered, gathered_late = (torch.empty(12, 5) for _ in range(2))
+        all_gather(gathered, whole)
+        # The rank's own part may already lie where it belongs.
+        part = gathered_late[6 * world_rank() : 6 * world_rank() + 6]
+        part.copy_(whole)
+        handle = all_gather(gathered_late, part, async_op=True)
+        assert handle is not None
+        handle.wait()
+        results = (whole, ours, theirs, late, largest, gathered, gathered_late)
+        torch.save(results, folder / f"rank{world_rank()}.pt")
 
 
 if __name__ == "__main__":
