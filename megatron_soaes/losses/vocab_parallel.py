@@ -9,7 +9,8 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_soaes.losses.cross_entropy import CHUNK_BYTES
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+"""fp32 logits worked on at once: what fits a core's cache; on a GPU, enough to keep it busy."""
 
 FLOOR = -1e4
 """Stands in for the logarithm of 0, so that 0 * log(0) is 0: exp(FLOOR) is 0 in fp32 and fp64."""
