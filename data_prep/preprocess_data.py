@@ -9,18 +9,23 @@ docs/guides/bring-your-corpus.md says what is decided about odd input.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from typing import get_args
 
 if not __package__:
     # Run as a file: make the repository importable, in place of this directory.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data_prep.command import (
+    add_backend_argument,
+    add_input_argument,
+    add_run_arguments,
+    describe_left_out,
+    run_command,
+)
 from data_prep.convert import ConvertOptions, ConvertSummary, convert
-from data_prep.encoders import BackendChoice
-from megatron_soaes.errors import ExitCode, UserError
+from data_prep.ranges import RANGE_BYTES
+from megatron_soaes.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,14 +34,15 @@ def build_parser() -> argparse.ArgumentParser:
         prog="preprocess_data.py", description=__doc__.split("\n")[0], allow_abbrev=False
     )
     _add_text_arguments(parser.add_argument_group("text and tokens"))
-    _add_run_arguments(parser.add_argument_group("outputs and the run"))
+    run = parser.add_argument_group("outputs and the run")
+    outputs = "PREFIX_KEY_document.bin and .idx, and PREFIX.manifest.json"
+    add_run_arguments(run, outputs, RANGE_BYTES, "documents")
     return parser
 
 
 def _add_text_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    inputs = "paths or globs of .jsonl, .jsonl.gz, .jsonl.zst and .parquet files"
-    add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
+    add_input_argument(group)
     keys = "keys (Parquet: columns) to convert, one dataset for each (text)"
     add("--json-keys", nargs="+", default=["text"], metavar="KEY", help=keys)
     add("--split-sentences", action="store_true", help="not supported: refused")
@@ -50,22 +56,9 @@ def _add_text_arguments(group: argparse._ArgumentGroup) -> None:
         help="do not add what the tokenizer's post-processor adds (Llama: a begin-of-text token)",
     )
     add("--append-eod", action="store_true", help="end every document with the eos_token")
-    backend = "tokenizer library; auto is fastokens where it agrees with tokenizers (auto)"
-    add("--backend", choices=get_args(BackendChoice), default="auto", help=backend)
+    add_backend_argument(group)
     bad = "collect lines that hold no document in FILE and go on, instead of stopping"
     add("--skip-bad-lines", type=Path, metavar="FILE", help=bad)
-
-
-def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    prefix = "writes PREFIX_KEY_document.bin and .idx, and PREFIX.manifest.json"
-    add("--output-prefix", type=Path, required=True, metavar="PREFIX", help=prefix)
-    replace = "replace existing outputs, and start afresh where another command was stopped"
-    add("--overwrite", action="store_true", help=replace)
-    add("--workers", type=int, default=1, help="worker processes (1)")
-    cut = "byte ranges to cut each plain JSONL file into (as many as keep one within 32 MiB)"
-    add("--partitions", type=int, help=cut)
-    add("--log-interval", type=int, default=1000, help="documents between progress lines (1000)")
 
 
 def parse_options(argv: list[str]) -> ConvertOptions:
@@ -113,32 +106,14 @@ def describe(summary: ConvertSummary) -> str:
             f"  {prefix}.bin/.idx: {summary.tokens[key]:,} tokens"
             + (f"; {empty:,} documents without text" if empty else "")
         )
-    if summary.blank_lines:
-        lines.append(f"  {summary.blank_lines:,} blank lines passed over")
-    for reason, count in sorted(summary.bad_lines.items()):
-        lines.append(f"  {count:,} bad lines left out: {reason}")
+    lines += describe_left_out(summary.blank_lines, summary.bad_lines)
     lines.append(f"  {summary.manifest}")
     return "\n".join(lines)
 
 
-def _stop(signal_number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(argv: list[str]) -> int:
     """Run the command line `argv`; returns the exit code."""
-    previous = signal.signal(signal.SIGTERM, _stop)
-    try:
-        summary = convert(parse_options(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ExitCode.BAD_INPUT
-    except KeyboardInterrupt:
-        return ExitCode.STOPPED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    print(describe(summary))
-    return ExitCode.OK
+    return run_command(lambda: convert(parse_options(argv)), describe)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ docs/guides/bring-your-corpus.md says which records are taken and what is traine
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from datetime import date
 from pathlib import Path
@@ -19,28 +18,36 @@ if not __package__:
     # Run as a file: make the repository importable, in place of this directory.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_prep.encoders import BackendChoice
-from data_prep.sft.convert import SFTOptions, SFTSummary, convert_sft
+from data_prep.command import (
+    add_backend_argument,
+    add_input_argument,
+    add_run_arguments,
+    describe_left_out,
+    run_command,
+)
+from data_prep.sft.convert import RANGE_BYTES, SFTOptions, SFTSummary, convert_sft
 from data_prep.sft.records import FormatChoice, TrainOn
 from data_prep.sft.shards import TooLong
-from megatron_soaes.errors import ExitCode, UserError
+
+PROGRAM = "preprocess_sft.py"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+def build_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    """The command line, under the name of `program`."""
     parser = argparse.ArgumentParser(
-        prog="preprocess_sft.py", description=__doc__.split("\n")[0], allow_abbrev=False
+        prog=program, description=__doc__.split("\n")[0], allow_abbrev=False
     )
     _add_record_arguments(parser.add_argument_group("records"))
     _add_training_arguments(parser.add_argument_group("text, tokens and loss weights"))
-    _add_run_arguments(parser.add_argument_group("outputs and the run"))
+    run = parser.add_argument_group("outputs and the run")
+    outputs = "PREFIX.bin/.idx, PREFIX_weights.bin/.idx, PREFIX_sources.npy and PREFIX.json"
+    add_run_arguments(run, outputs, RANGE_BYTES, "records")
     return parser
 
 
 def _add_record_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    inputs = "paths or globs of .jsonl, .jsonl.gz, .jsonl.zst and .parquet files"
-    add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
+    add_input_argument(group)
     kind = "form of the records; auto tells each by its keys (auto)"
     add("--format", choices=get_args(FormatChoice), default="auto", help=kind)
     add("--system", metavar="TEXT", help="system prompt of all conversations, in place of theirs")
@@ -64,25 +71,12 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
     add("--too-long", choices=get_args(TooLong), default="refuse", help=policy)
     day = "the date that a template writes which asks for today's"
     add("--date", type=date.fromisoformat, metavar="YYYY-MM-DD", help=day)
-    backend = "tokenizer library; auto is fastokens where it agrees with tokenizers (auto)"
-    add("--backend", choices=get_args(BackendChoice), default="auto", help=backend)
+    add_backend_argument(group)
 
 
-def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    prefix = "writes PREFIX.bin/.idx, PREFIX_weights.bin/.idx, PREFIX_sources.npy and PREFIX.json"
-    add("--output-prefix", type=Path, required=True, metavar="PREFIX", help=prefix)
-    replace = "replace existing outputs, and start afresh where another command was stopped"
-    add("--overwrite", action="store_true", help=replace)
-    add("--workers", type=int, default=1, help="worker processes (1)")
-    cut = "byte ranges to cut each plain JSONL file into (as many as keep one within 4 MiB)"
-    add("--partitions", type=int, help=cut)
-    add("--log-interval", type=int, default=1000, help="records between progress lines (1000)")
-
-
-def parse_options(argv: list[str]) -> SFTOptions:
+def parse_options(argv: list[str], program: str = PROGRAM) -> SFTOptions:
     """Read the command line."""
-    arguments = vars(build_parser().parse_args(argv))
+    arguments = vars(build_parser(program).parse_args(argv))
     return SFTOptions(inputs=tuple(arguments.pop("input")), **arguments)
 
 
@@ -110,32 +104,14 @@ def describe(summary: SFTSummary) -> str:
         lines.append(f"  {report.truncated:,} conversations cut to the longest length")
     for reason, count in sorted(report.dropped.items()):
         lines.append(f"  {count:,} conversations left out: {reason}")
-    if report.blank_lines:
-        lines.append(f"  {report.blank_lines:,} blank lines passed over")
-    for reason, count in sorted(report.bad_lines.items()):
-        lines.append(f"  {count:,} bad lines left out: {reason}")
+    lines += describe_left_out(report.blank_lines, report.bad_lines)
     lines.append(f"  {summary.description}")
     return "\n".join(lines)
 
 
-def _stop(signal_number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def main(argv: list[str]) -> int:
-    """Run the command line `argv`; returns the exit code."""
-    previous = signal.signal(signal.SIGTERM, _stop)
-    try:
-        summary = convert_sft(parse_options(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ExitCode.BAD_INPUT
-    except KeyboardInterrupt:
-        return ExitCode.STOPPED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    print(describe(summary))
-    return ExitCode.OK
+def main(argv: list[str], program: str = PROGRAM) -> int:
+    """Run the command line `argv`, which the user knows as `program`; returns the exit code."""
+    return run_command(lambda: convert_sft(parse_options(argv, program)), describe)
 
 
 if __name__ == "__main__":

@@ -1,72 +1,169 @@
-"""The steps that every conversion takes: checks, finished ranges, the stop and the way on."""
+"""The steps that every conversion takes: plan, encode range by range, merge, publish."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic
 
-from data_prep.encoders import Encoder
+from tokenizers import Tokenizer
+
+from data_prep.encoders import Encoder, choose_encoder
+from data_prep.options import BAD_LINES, RunOptions, check_targets
 from data_prep.progress import Progress
-from data_prep.ranges import RANGE_BYTES, InputFile, InputRange
-from data_prep.shards import BadLineError, CountsT, ShardJob, read_counts
+from data_prep.ranges import RANGE_BYTES, InputFile, InputRange, find_inputs, plan_ranges
+from data_prep.shards import (
+    BadLineError,
+    CountsT,
+    ShardJob,
+    merge_bad_lines,
+    read_counts,
+    total_counts,
+)
 from data_prep.tokenizer import TokenizerInfo
+from data_prep.work_directory import (
+    is_merged,
+    merging,
+    open_work_directory,
+    publish,
+    work_directory,
+)
 from data_prep.workers import run_ranges
 from megatron_soaes.errors import UserError
 
 SAMPLE_CHARACTERS = 500_000
+TOKENIZER_PACKAGES = ("fastokens", "tokenizers")
 
 Log = Callable[[str], None]
 
 
-class RunOptions(Protocol):
-    """The options of every conversion."""
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run went."""
 
-    @property
-    def workers(self) -> int: ...
-    @property
-    def partitions(self) -> int | None: ...
-    @property
-    def log_interval(self) -> int: ...
-    @property
-    def overwrite(self) -> bool: ...
-    def targets(self) -> dict[str, Path]: ...
-
-
-def check_numbers(options: RunOptions) -> None:
-    """Raise `UserError` for a number of workers, ranges or documents below one."""
-    for flag, value in (
-        ("--workers", options.workers),
-        ("--partitions", 1 if options.partitions is None else options.partitions),
-        ("--log-interval", options.log_interval),
-    ):
-        if value < 1:
-            raise UserError(flag, str(value), "1 or more", "Raise it.")
+    backend: str
+    backend_reason: str
+    ranges: int
+    ranges_reused: int
+    """Ranges that an earlier, stopped run had finished."""
+    bytes_read: int
+    """Bytes on the disk of all ranges."""
+    seconds: float
+    """Wall time of this run; with reused ranges not of all the work."""
 
 
-def check_targets(options: RunOptions, files: list[InputFile], resuming: bool) -> None:
-    """Make the folders of the outputs.
+@dataclass(frozen=True)
+class Plan:
+    """What a run reads, and where it works."""
 
-    Raises `UserError` when an output is an input or another output, or exists, neither to be
-    replaced nor the work of the run that is resumed.
+    options: RunOptions
+    directory: Path
+    files: list[InputFile]
+    ranges: list[InputRange]
+    range_bytes: int
+    started: float
+    """`time.monotonic` when the run began."""
+
+
+def plan_run(
+    options: RunOptions, keys: tuple[str, ...] | None = None, range_bytes: int | None = None
+) -> Plan:
+    """Find the inputs, check the outputs and cut the ranges; see `plan_ranges`.
+
+    Raises `UserError` for inputs that cannot be read or cut, and outputs that cannot be written.
     """
-    protected = {file.path.resolve() for file in files}
-    for target in options.targets().values():
-        if target.resolve() in protected:
-            raise UserError(
-                target, "an input of this run", "a new file", "Choose another name for the output."
-            )
-        protected.add(target.resolve())
-        if target.exists() and not options.overwrite and not resuming:
-            raise UserError(
-                target,
-                "an existing file",
-                "no output of an earlier run",
-                "Choose another --output-prefix, or replace it with --overwrite.",
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    directory = work_directory(options.output_prefix)
+    files = find_inputs(options.inputs)
+    check_targets(options, files, resuming=is_merged(directory))
+    ranges = plan_ranges(files, keys, options.partitions, range_bytes)
+    return Plan(options, directory, files, ranges, range_bytes or RANGE_BYTES, started)
+
+
+@dataclass(frozen=True)
+class Run(Generic[CountsT]):
+    """A planned run with its job and its encoder."""
+
+    plan: Plan
+    job: ShardJob[CountsT]
+    encoder: Encoder
+    encoder_reason: str
+    log: Log
+
+    def fingerprint(
+        self, settings: dict[str, Any], packages: tuple[str, ...] = TOKENIZER_PACKAGES
+    ) -> dict[str, Any]:
+        """Everything the bytes of a shard depend on; `settings` are those of the kind of job."""
+        info = self.job.tokenizer
+        return {
+            **settings,
+            "inputs": _describe_inputs(self.plan.files),
+            "partitions": self.plan.options.partitions,
+            "skip_bad_lines": self.plan.options.collect_bad,
+            "tokenizer": {**asdict(info), "path": str(info.path.resolve())},
+            "backend": self.encoder.name,
+            "range_bytes": self.plan.range_bytes,
+            "packages": {name: _version(name) for name in packages},
+        }
+
+    @contextmanager
+    def converting(self, fingerprint: dict[str, Any]) -> Iterator[tuple[CountsT, int]]:
+        """Write the missing shards, leave the block to check and merge them, publish the outputs.
+
+        Yields the counts of all ranges, and how many of these an earlier run had finished. A
+        `UserError`, of the block's too, leaves no output and no work directory behind; whatever
+        else ends the run leaves the finished ranges for the next one with this fingerprint.
+        """
+        plan, job = self.plan, self.job
+        with (
+            _telling_how_to_go_on(job, plan.ranges, self.log),
+            open_work_directory(plan.directory, fingerprint, plan.options.overwrite),
+        ):
+            reused = _write_ranges(plan, job, self.encoder, self.log)
+            counts = total_counts(job, plan.ranges)
+            _check_unchanged(plan.files)
+            yield counts, reused
+            publish(plan.directory, plan.options.targets())
+
+    def merge(self, write: Callable[[Path], None]) -> None:
+        """Have `write` put all outputs but the bad lines in a directory, unless it is done."""
+        if is_merged(self.plan.directory):
+            return
+        with merging(self.plan.directory) as outputs:
+            write(outputs)
+            if self.plan.options.collect_bad:
+                with (outputs / BAD_LINES).open("wb") as stream:
+                    merge_bad_lines(stream, self.job, self.plan.ranges)
+
+    def summary(self, reused: int) -> RunSummary:
+        """How the run went until now."""
+        return RunSummary(
+            backend=self.encoder.name,
+            backend_reason=self.encoder_reason,
+            ranges=len(self.plan.ranges),
+            ranges_reused=reused,
+            bytes_read=sum(source.size for source in self.plan.ranges),
+            seconds=round(time.monotonic() - self.plan.started, 3),
+        )
+
+
+def start_run(
+    plan: Plan,
+    job: ShardJob[CountsT],
+    reference: Tokenizer,
+    texts: Iterable[Iterable[str]],
+    log: Log,
+) -> Run[CountsT]:
+    """Choose the encoder; `texts` are those of the corpus, read as far as the choice needs them."""
+    encoder, reason = choose_encoder(
+        job.tokenizer, reference, plan.options.backend, lambda: _first_texts(texts)
+    )
+    log(f"encoder: {reason}")
+    return Run(plan, job, encoder, reason, log)
 
 
 def check_token_type(info: TokenizerInfo) -> None:
@@ -81,7 +178,7 @@ def check_token_type(info: TokenizerInfo) -> None:
         )
 
 
-def first_texts(batches: Iterable[Iterable[str]]) -> list[str]:
+def _first_texts(batches: Iterable[Iterable[str]]) -> list[str]:
     """The first texts of a corpus, `SAMPLE_CHARACTERS` of its first batch that has any."""
     for batch in batches:
         texts: list[str] = []
@@ -96,23 +193,12 @@ def first_texts(batches: Iterable[Iterable[str]]) -> list[str]:
     return []
 
 
-def describe_inputs(files: list[InputFile]) -> list[dict[str, Any]]:
+def _describe_inputs(files: list[InputFile]) -> list[dict[str, Any]]:
     """What says that a corpus is the same one."""
     return [
         {"path": str(file.path.resolve()), "size": file.size, "modified_ns": file.modified_ns}
         for file in files
     ]
-
-
-def describe_code(
-    encoder: Encoder, packages: tuple[str, ...], range_bytes: int = RANGE_BYTES
-) -> dict[str, Any]:
-    """What else the bytes of a shard depend on."""
-    return {
-        "backend": encoder.name,
-        "range_bytes": range_bytes,
-        "packages": {name: _version(name) for name in packages},
-    }
 
 
 def _version(package: str) -> str | None:
@@ -122,18 +208,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def write_ranges(
-    options: RunOptions,
-    job: ShardJob[CountsT],
-    ranges: list[InputRange],
-    encoder: Encoder,
-    log: Log,
-) -> int:
+def _write_ranges(plan: Plan, job: ShardJob[CountsT], encoder: Encoder, log: Log) -> int:
     """Write the shards that are not there yet; returns how many were there.
 
     Raises `UserError` for the first bad line, by its place in the file, unless the job collects
     them.
     """
+    ranges, options = plan.ranges, plan.options
     missing = [source for source in ranges if not job.shard(source).exists()]
     reused = len(ranges) - len(missing)
     if reused:
@@ -150,7 +231,7 @@ def write_ranges(
 
 
 @contextmanager
-def telling_how_to_go_on(
+def _telling_how_to_go_on(
     job: ShardJob[CountsT], ranges: list[InputRange], log: Log
 ) -> Iterator[None]:
     """Log what a run that is interrupted inside the block leaves for the next one."""
@@ -165,7 +246,7 @@ def telling_how_to_go_on(
         raise
 
 
-def check_unchanged(files: list[InputFile]) -> None:
+def _check_unchanged(files: list[InputFile]) -> None:
     """Raise `UserError` when an input is no longer what it was when the run was planned."""
     for file in files:
         status = file.path.stat()

@@ -123,7 +123,7 @@ def prep_sft(context: typer.Context) -> None:
     """Turn conversations into an SFT dataset, by the model's chat template."""
     from data_prep.preprocess_sft import main
 
-    raise typer.Exit(main(context.args))
+    raise typer.Exit(main(context.args, program="soaes prep sft"))
 
 
 def _named(option: str, paths: Sequence[Path] | None) -> dict[str, str]:

@@ -188,6 +188,10 @@ def test_conversations_are_prepared_with_all_options(exam: Exam, tmp_path: Path)
     assert soaes("prep", "sft", *options).exit_code == ExitCode.BAD_INPUT  # it exists
 
 
+def test_the_help_of_a_preparation_shows_the_command_that_was_typed() -> None:
+    assert soaes("prep", "sft", "--help").stdout.startswith("usage: soaes prep sft [")
+
+
 def test_a_recipe_ends_with_the_tables_and_goes_on_after_a_stop(
     exam: Exam, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,6 @@ trained, never on the number of workers or on how often the run was stopped and 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -18,19 +17,16 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_prep.documents import BadDocumentError
-from data_prep.encoders import BackendChoice, Encoder, choose_encoder
-from data_prep.ranges import InputFile, InputRange, find_inputs, plan_ranges
+from data_prep.encoders import BackendChoice
+from data_prep.options import DESCRIPTION, RunOptions, check_numbers
+from data_prep.ranges import InputRange
 from data_prep.run import (
+    TOKENIZER_PACKAGES,
     Log,
-    check_numbers,
-    check_targets,
+    RunSummary,
     check_token_type,
-    check_unchanged,
-    describe_code,
-    describe_inputs,
-    first_texts,
-    telling_how_to_go_on,
-    write_ranges,
+    plan_run,
+    start_run,
 )
 from data_prep.sft.chat_template import load_chat_template, load_control_tokens
 from data_prep.sft.merge import merge_pairs, read_lengths, read_sources
@@ -40,29 +36,19 @@ from data_prep.sft.records import FormatChoice, RecordReader, TrainOn
 from data_prep.sft.report import SFTReport, make_report
 from data_prep.sft.shards import SFTCounts, SFTJob, TooLong
 from data_prep.sft.turns import Chat
-from data_prep.shards import merge_bad_lines, total_counts
 from data_prep.tokenizer import TokenizerInfo, load_tokenizer
-from data_prep.work_directory import (
-    is_merged,
-    merging,
-    open_work_directory,
-    publish,
-    work_directory,
-)
 from megatron_soaes.errors import UserError
 from megatron_soaes.files import write_json
 
 FORMAT = "soaes-sft"
 VERSION = 1
-BAD_LINES = "bad-lines.jsonl"
 SOURCES = "sources.npy"
-DESCRIPTION = "description.json"
 RANGE_BYTES = 4 * 2**20
 """Smaller than those of text: a record takes longer, and a dataset is seldom large."""
 
 
 @dataclass(frozen=True)
-class SFTOptions:
+class SFTOptions(RunOptions):
     """What to convert; the command-line flags of `preprocess_sft.py` under the same names."""
 
     inputs: tuple[str, ...]
@@ -85,9 +71,8 @@ class SFTOptions:
     skip_bad_lines: Path | None = None
     overwrite: bool = False
 
-    def targets(self) -> dict[str, Path]:
-        """The outputs in the order in which they appear, by their names in the work directory."""
-        targets = {
+    def dataset_files(self) -> dict[str, Path]:
+        return {
             name: Path(f"{self.output_prefix}{suffix}")
             for name, suffix in (
                 ("tokens.bin", ".bin"),
@@ -97,10 +82,10 @@ class SFTOptions:
                 (SOURCES, "_sources.npy"),
             )
         }
-        if self.skip_bad_lines is not None:
-            targets[BAD_LINES] = self.skip_bad_lines
-        targets[DESCRIPTION] = Path(f"{self.output_prefix}.json")
-        return targets
+
+    @property
+    def description(self) -> Path:
+        return Path(f"{self.output_prefix}.json")
 
     def described(self) -> dict[str, Any]:
         """The options on which the dataset depends, as JSON."""
@@ -115,12 +100,12 @@ class SFTOptions:
             "max_length": self.max_length,
             "too_long": self.too_long,
             "date": None if self.date is None else self.date.isoformat(),
-            "skip_bad_lines": self.skip_bad_lines is not None,
+            "skip_bad_lines": self.collect_bad,
         }
 
 
 @dataclass(frozen=True)
-class SFTSummary:
+class SFTSummary(RunSummary):
     """What a run read and wrote."""
 
     prefix: Path
@@ -128,15 +113,6 @@ class SFTSummary:
     description: Path
     """The JSON file whose presence says that the dataset is whole."""
     report: SFTReport
-    backend: str
-    backend_reason: str
-    ranges: int
-    ranges_reused: int
-    """Ranges that an earlier, stopped run had finished."""
-    bytes_read: int
-    """Bytes on the disk of all ranges."""
-    seconds: float
-    """Wall time of this run; with reused ranges not of all the work."""
 
 
 def convert_sft(
@@ -149,43 +125,31 @@ def convert_sft(
     killed, the finished ranges stay in the work directory beside the outputs and the same options
     go on from there.
     """
-    started = time.monotonic()
     _check_options(options)
-    directory = work_directory(options.output_prefix)
-    files = find_inputs(options.inputs)
-    check_targets(options, files, resuming=is_merged(directory))
-    ranges = plan_ranges(files, None, options.partitions, RANGE_BYTES)
+    plan = plan_run(options, range_bytes=RANGE_BYTES)
     info, reference, chat = _load_chat(options)
     end_of_turn = _end_of_turn(chat)
-    job = _job(options, directory, info, chat)
-    encoder, reason = choose_encoder(
-        info, reference, options.backend, lambda: first_texts(_texts(job, ranges))
-    )
-    log(f"encoder: {reason}")
-    fingerprint = _fingerprint(options, files, job, encoder)
-    with (
-        telling_how_to_go_on(job, ranges, log),
-        open_work_directory(directory, fingerprint, options.overwrite),
-    ):
-        reused = write_ranges(options, job, ranges, encoder, log)
-        counts = total_counts(job, ranges)
-        check_unchanged(files)
+    job = _job(options, plan.directory, info, chat)
+    run = start_run(plan, job, reference, _texts(job, plan.ranges), log)
+    fingerprint = run.fingerprint(_settings(options, chat), (*TOKENIZER_PACKAGES, "jinja2"))
+    with run.converting(fingerprint) as (counts, reused):
         _check_outcome(options, counts)
-        sources, _ = read_sources(job, ranges)
-        report = make_report(counts, read_lengths(job, ranges), sources, end_of_turn)
-        if not is_merged(directory):
-            _merge(options, job, ranges, report)
-        publish(directory, options.targets())
+        source_names, source_numbers = read_sources(job, plan.ranges)
+        lengths = read_lengths(job, plan.ranges)
+        report = make_report(counts, lengths, source_names, end_of_turn)
+
+        def write(outputs: Path) -> None:
+            merge_pairs(outputs, job, plan.ranges, report.conversations)
+            with (outputs / SOURCES).open("wb") as stream:
+                np.save(stream, source_numbers)
+            write_json(outputs / DESCRIPTION, _description(options, job, source_names, report))
+
+        run.merge(write)
     return SFTSummary(
+        **asdict(run.summary(reused)),
         prefix=options.output_prefix,
-        description=options.targets()[DESCRIPTION],
+        description=options.description,
         report=report,
-        backend=encoder.name,
-        backend_reason=reason,
-        ranges=len(ranges),
-        ranges_reused=reused,
-        bytes_read=sum(source.size for source in ranges),
-        seconds=round(time.monotonic() - started, 3),
     )
 
 
@@ -232,7 +196,7 @@ def _job(options: SFTOptions, directory: Path, info: TokenizerInfo, chat: Chat) 
     return SFTJob(
         directory=directory,
         tokenizer=info,
-        collect_bad=options.skip_bad_lines is not None,
+        collect_bad=options.collect_bad,
         reader=reader,
         chat=chat,
         train_on=options.train_on,
@@ -254,19 +218,13 @@ def _texts_of(job: SFTJob, record: NumberedRecord) -> list[str]:
         return []
 
 
-def _fingerprint(
-    options: SFTOptions, files: list[InputFile], job: SFTJob, encoder: Encoder
-) -> dict[str, Any]:
-    """Everything the bytes of a shard depend on."""
+def _settings(options: SFTOptions, chat: Chat) -> dict[str, Any]:
+    """What the bytes of a shard depend on beside the inputs and the tokenizer."""
     return {
         **options.described(),
-        "inputs": describe_inputs(files),
-        "partitions": options.partitions,
-        "tokenizer": {**asdict(job.tokenizer), "path": str(job.tokenizer.path.resolve())},
-        "template": job.chat.template.sha256,
-        "named_tokens": job.chat.template.named_tokens,
-        "control_tokens": job.chat.control.ids,
-        **describe_code(encoder, ("fastokens", "tokenizers", "jinja2"), RANGE_BYTES),
+        "template": chat.template.sha256,
+        "named_tokens": chat.template.named_tokens,
+        "control_tokens": chat.control.ids,
     }
 
 
@@ -285,26 +243,19 @@ def _check_outcome(options: SFTOptions, counts: SFTCounts) -> None:
         )
 
 
-def _merge(options: SFTOptions, job: SFTJob, ranges: list[InputRange], report: SFTReport) -> None:
-    names, sources = read_sources(job, ranges)
-    with merging(job.directory) as outputs:
-        merge_pairs(outputs, job, ranges, report.conversations)
-        with (outputs / SOURCES).open("wb") as stream:
-            np.save(stream, sources)
-        if options.skip_bad_lines is not None:
-            with (outputs / BAD_LINES).open("wb") as stream:
-                merge_bad_lines(stream, job, ranges)
-        description = {
-            "format": FORMAT,
-            "version": VERSION,
-            "sources": names,
-            "conversations": report.conversations,
-            "tokens": report.tokens,
-            "trained_tokens": report.trained_tokens,
-            "longest": report.longest,
-            "tokenizer_sha256": job.tokenizer.sha256,
-            "template_sha256": job.chat.template.sha256,
-            "options": options.described(),
-            "report": asdict(report),
-        }
-        write_json(outputs / DESCRIPTION, description)
+def _description(
+    options: SFTOptions, job: SFTJob, source_names: list[str], report: SFTReport
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "sources": source_names,
+        "conversations": report.conversations,
+        "tokens": report.tokens,
+        "trained_tokens": report.trained_tokens,
+        "longest": report.longest,
+        "tokenizer_sha256": job.tokenizer.sha256,
+        "template_sha256": job.chat.template.sha256,
+        "options": options.described(),
+        "report": asdict(report),
+    }
