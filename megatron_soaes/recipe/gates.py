@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_soaes.errors import UserError
+from megatron_soaes.recipe.conditions import OPERATORS, parse_condition
 from megatron_soaes.recipe.problems import did_you_mean
 
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
-FORM = re.compile(r"\s*([A-Za-z][\w.@-]*)\s*(<=|>=|<|>)\s*(\S+)\s*")
+METRIC = re.compile(r"[A-Za-z][\w.@-]*")
 
 
 @dataclass(frozen=True)
@@ -31,19 +24,15 @@ class Gate:
     @classmethod
     def parse(cls, text: str) -> Gate:
         """Read `metric operator number`. Raises UserError for anything else."""
-        match = FORM.fullmatch(text)
-        try:
-            bound = float(match[3]) if match else math.nan
-        except ValueError:
-            bound = math.nan
-        if match is None or not math.isfinite(bound):
+        found = parse_condition(text)
+        if found is None or found.in_points or not METRIC.fullmatch(found.name):
             raise UserError(
                 f"gate {text!r}",
                 repr(text),
                 "'metric operator number' with one of <=, >=, <, >",
                 "Write it like 'validation.domain.loss <= 2.5'.",
             )
-        return cls(match[1], match[2], bound)
+        return cls(found.name, found.operator, found.bound)
 
     def holds(self, metrics: Mapping[str, float]) -> bool:
         """Whether the metric is within the bound; NaN never is.

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 
 from megatron_soaes.errors import UserError
+from megatron_soaes.recipe.conditions import number, parse_condition
 
-TARGET_FORM = re.compile(r"\s*([^\s<>=]+)\s*(<=|>=|<|>)\s*([^\s]+)(\s+points?)?\s*")
 MARGIN_FORM = re.compile(r"\s*([\d.]+)\s*(%|points?)\s*")
 
 
@@ -25,16 +25,15 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> Target:
         """Read `rouge1 >= 1.08` or `accuracy >= 5 points`. Raises UserError for anything else."""
-        match = TARGET_FORM.fullmatch(text)
-        bound = _number(match[3]) if match else math.nan
-        if match is None or not math.isfinite(bound):
+        found = parse_condition(text)
+        if found is None:
             raise UserError(
                 f"target {text!r}",
                 repr(text),
                 "'metric operator number' or 'metric operator number points', with <=, >=, < or >",
                 "Write it like 'rouge1 >= 1.08' (a ratio) or 'accuracy >= 5 points'.",
             )
-        return cls(match[1], match[2], bound, match[4] is not None)
+        return cls(*found)
 
     def is_about(self, path: str) -> bool:
         """Whether a measure is meant.
@@ -65,7 +64,7 @@ class Margin:
     def parse(cls, text: str) -> Margin:
         """Read `2%` or `1.5 points`. Raises UserError for anything else."""
         match = MARGIN_FORM.fullmatch(text)
-        size = _number(match[1]) if match else math.nan
+        size = number(match[1]) if match else math.nan
         if match is None or not size > 0:
             raise UserError(
                 f"margin {text!r}", repr(text), "'2%' or '1.5 points'", "Write it like that."
@@ -86,10 +85,3 @@ class Margin:
 
     def __str__(self) -> str:
         return f"{self.size:g}%" if self.unit == "%" else f"{self.size:g} points"
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

@@ -6,6 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_soaes.recipe.check import shapes_of
+from megatron_soaes.recipe.check_arithmetic import check_arithmetic
+from megatron_soaes.recipe.check_cluster import check_cluster
+from megatron_soaes.recipe.load import load_recipe
+from megatron_soaes.recipe.problems import Problem
+
+TARGET_LAYOUT = "models.target.layout"
+
 RECIPE = """\
 version: 1
 name: rehearsal
@@ -113,3 +121,10 @@ def write_recipe(folder: Path, text: str = RECIPE, target: dict[str, Any] | None
     path = folder / "recipe.yaml"
     path.write_text(text)
     return path
+
+
+def problems_of(path: Path, *overrides: str) -> list[Problem]:
+    """The rules that a recipe file breaks where there is no machine to look at."""
+    recipe = load_recipe(path, overrides)
+    shapes, problems = shapes_of(recipe)
+    return [*problems, *check_arithmetic(recipe, shapes), *check_cluster(recipe)]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe.gates import OPERATORS, Gate
+from megatron_soaes.recipe.conditions import OPERATORS
+from megatron_soaes.recipe.gates import Gate
 from megatron_soaes.recipe.graph import layout_of, nodes, start_of
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.training_settings import Layout
@@ -70,7 +71,18 @@ def test_a_gate_reads_what_it_prints(metric: str, sign: str, bound: int, space: 
 
 
 @pytest.mark.parametrize(
-    "text", ["loss", "loss <= ", "loss == 2", "2 < loss", "loss < nan", "loss < inf", "loss < 2 3"]
+    "text",
+    [
+        "loss",
+        "loss <= ",
+        "loss == 2",
+        "2 < loss",
+        "loss < nan",
+        "loss < inf",
+        "loss < 2 3",
+        "loss < 2 points",
+        "exam[A].loss < 2",
+    ],
 )
 def test_what_is_no_gate_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="metric operator number"):
