@@ -14,13 +14,13 @@ import torch
 
 from megatron_soaes.accelerator.arrival import Arrivals
 from megatron_soaes.accelerator.groups import world_rank
-from megatron_soaes.decoding.interface import Completion, Generator, Prompt, Sampling
+from megatron_soaes.decoding.interface import Completer, Completion, Prompt, Sampling
 from megatron_soaes.errors import UserError
 from megatron_soaes.files import fsync_directory, sha256_json
 
 
 def answer(
-    generator: Generator,
+    generator: Completer,
     prompts: Sequence[Prompt],
     sampling: Sampling,
     store: Path,

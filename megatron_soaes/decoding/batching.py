@@ -17,41 +17,11 @@ from megatron_soaes.decoding.interface import (
     TextOf,
 )
 from megatron_soaes.decoding.sampling import uniform_draws
+from megatron_soaes.decoding.session import Session
 from megatron_soaes.errors import UserError
 
 PASS_TOKENS = 8192
 """Most tokens, padding included, that one pass over prompts takes; bounds activations."""
-
-
-class Session(Protocol):
-    """The rows of a model's cache while one batch of work goes through it."""
-
-    def feed(
-        self,
-        first_row: int,
-        tokens: Sequence[Sequence[int]],
-        sampling: Sampling,
-        draws: Sequence[float],
-    ) -> list[int]:
-        """Append tokens to rows `first_row`, `first_row` + 1, ...; the token to follow each.
-
-        `draws` has a number in [0, 1) for each row, of which sampling makes the choice.
-        """
-        ...
-
-    def begin(self, row: int) -> None:
-        """Empty a row."""
-        ...
-
-    def move(self, source: int, target: int) -> None:
-        """Copy the sequence of one row into another."""
-        ...
-
-    def score(
-        self, sequences: Sequence[Sequence[int]], counts: Sequence[int]
-    ) -> list[LogLikelihood]:
-        """Likelihood of the last `counts[i]` tokens of each sequence, on empty rows from 0 on."""
-        ...
 
 
 class TokenModel(Protocol):
@@ -207,39 +177,3 @@ def check_requests(requests: Sequence[Request], model: TokenModel) -> None:
     """Raise UserError for the first request that the model cannot take."""
     check_prompts([context for context, _ in requests], model, 0)
     check_prompts([[*context, *continuation] for context, continuation in requests], model, 0)
-
-
-def padded(sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Sequences filled up on the right to the longest; no real token sees what is filled in."""
-    width = max(len(sequence) for sequence in sequences)
-    return [[*sequence, *[0] * (width - len(sequence))] for sequence in sequences]
-
-
-def scored_positions(
-    sequences: Sequence[Sequence[int]], counts: Sequence[int]
-) -> tuple[list[int], list[int], list[int]]:
-    """Rows, positions and labels of the last `counts[i]` tokens of each sequence, in order.
-
-    The label of (row, position) is the token that the output there predicts.
-    """
-    rows: list[int] = []
-    positions: list[int] = []
-    labels: list[int] = []
-    for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
-        start = len(sequence) - count
-        rows += [row] * count
-        positions += range(start - 1, len(sequence) - 1)
-        labels += sequence[start:]
-    return rows, positions, labels
-
-
-def likelihoods_of(
-    values: Sequence[float], greedy: Sequence[bool], counts: Sequence[int]
-) -> list[LogLikelihood]:
-    """Gather the log-probabilities of `scored_positions` by sequence."""
-    results, done = [], 0
-    for count in counts:
-        part = slice(done, done + count)
-        results.append(LogLikelihood(sum(values[part]), all(greedy[part])))
-        done += count
-    return results

@@ -78,9 +78,9 @@ Request = tuple[Prompt, Sequence[int]]
 """A context and the continuation whose likelihood is asked for."""
 
 
-class Generator(Protocol):
-    """A model that writes and judges text. In a job of several ranks all calls are collective:
-    every rank asks the same and gets everything."""
+class Completer(Protocol):
+    """A model that writes text. In a job of several ranks all calls are collective: every rank
+    asks the same and gets everything."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
         """A completion of each prompt, in the order of the prompts.
@@ -89,6 +89,10 @@ class Generator(Protocol):
         that with `max_new_tokens` is longer than the model's positions.
         """
         ...
+
+
+class Generator(Completer, Protocol):
+    """A model that writes and judges text."""
 
     def log_likelihoods(self, requests: Sequence[Request]) -> list[LogLikelihood]:
         """The likelihood of each continuation after its context, in the order of the requests.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -31,6 +30,7 @@ from megatron_soaes.decoding.interface import (
     TextOf,
 )
 from megatron_soaes.decoding.sampling import next_tokens
+from megatron_soaes.decoding.session import Session
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import weight_table
 from megatron_soaes.models.weights import slices
@@ -124,48 +124,22 @@ def _read(
     return weights
 
 
-class _Session:
+class _Session(Session):
     """A cache of a lean model behind the batching's interface."""
 
     def __init__(self, model: LeanModel, cache: KVCache) -> None:
+        super().__init__(cache)
         self._model = model
-        self._cache = cache
 
-    def begin(self, row: int) -> None:
-        self._cache.lengths[row] = 0
+    def _hidden(self, first_row: int, tokens: Tensor) -> Tensor:
+        return self._model.hidden(tokens, self._cache, first_row)
 
-    def move(self, source: int, target: int) -> None:
-        self._cache.move(source, target)
+    def _choose(self, hidden: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor:
+        return next_tokens(self._model.logits(hidden), sampling, draws)
 
-    def feed(
-        self,
-        first_row: int,
-        tokens: Sequence[Sequence[int]],
-        sampling: Sampling,
-        draws: Sequence[float],
-    ) -> list[int]:
-        hidden = self._run(first_row, tokens)
-        last = torch.tensor([len(row) - 1 for row in tokens], device=hidden.device)
-        rows = torch.arange(len(tokens), device=hidden.device)
-        self._cache.extend(first_row, tokens)
-        chosen = next_tokens(self._model.logits(hidden[rows, last]), sampling, draws)
-        return cast(list[int], chosen.tolist())
-
-    @torch.inference_mode()
-    def score(
-        self, sequences: Sequence[Sequence[int]], counts: Sequence[int]
-    ) -> list[LogLikelihood]:
-        rows, positions, labels = batching.scored_positions(sequences, counts)
-        hidden = self._run(0, [sequence[:-1] for sequence in sequences])
-        logits = self._model.logits(hidden[rows, positions])
-        wanted = torch.tensor(labels, device=logits.device)
-        values = -F.cross_entropy(logits, wanted, reduction="none")
-        greedy = logits.argmax(-1) == wanted
-        return batching.likelihoods_of(values.tolist(), greedy.tolist(), counts)
-
-    def _run(self, first_row: int, tokens: Sequence[Sequence[int]]) -> Tensor:
-        ids = torch.tensor(batching.padded(tokens), device=self._model.device)
-        return self._model.hidden(ids, self._cache, first_row)
+    def _judge(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self._model.logits(hidden)
+        return -F.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels
 
 
 class LeanGenerator:

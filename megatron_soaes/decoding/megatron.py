@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -40,8 +40,10 @@ from megatron_soaes.decoding.interface import (
     TextOf,
 )
 from megatron_soaes.decoding.sampling import next_tokens
+from megatron_soaes.decoding.session import Session
 from megatron_soaes.errors import UserError
 from megatron_soaes.losses.cross_entropy import token_losses
+from megatron_soaes.losses.vocab_parallel import columns_of_rank, gather_from_ranks
 from megatron_soaes.models.weights import checkpoint_key
 from megatron_soaes.recipe.shapes import ModelShape
 
@@ -172,66 +174,26 @@ class _Model:
         yield _Session(self, cache)
 
 
-class _Session:
+class _Session(Session):
     """A cache of one pipeline stage behind the batching's interface; collective over a replica."""
 
     def __init__(self, model: _Model, cache: KVCache) -> None:
+        super().__init__(cache)
         self._model = model
-        self._cache = cache
         # Read anew for each batch: optimizers move parameters to other memory.
         named = model.chunk.named_parameters()
         self._weights = {checkpoint_key(name): one.detach() for name, one in named}
         count = len(model.chunk.decoder.layers)
         self._layers = layers_of(self._weights, count, model.shape, model.part)
 
-    def begin(self, row: int) -> None:
-        self._cache.lengths[row] = 0
-
-    def move(self, source: int, target: int) -> None:
-        self._cache.move(source, target)
-
-    @torch.inference_mode()
-    def feed(
-        self,
-        first_row: int,
-        tokens: Sequence[Sequence[int]],
-        sampling: Sampling,
-        draws: Sequence[float],
-    ) -> list[int]:
-        hidden = self._run(first_row, tokens)
-        self._cache.extend(first_row, tokens)
-        chosen = torch.empty(len(tokens), dtype=torch.int64, device=self._model.device)
-        if hidden is not None:
-            last = torch.tensor([len(row) - 1 for row in tokens], device=hidden.device)
-            rows = torch.arange(len(tokens), device=hidden.device)
-            logits = self._logits(hidden[rows, last])
-            chosen = self._choose(logits, sampling, draws)
-        return cast(list[int], _from_last_stage(chosen).tolist())
-
-    @torch.inference_mode()
-    def score(
-        self, sequences: Sequence[Sequence[int]], counts: Sequence[int]
-    ) -> list[LogLikelihood]:
-        rows, positions, labels = batching.scored_positions(sequences, counts)
-        hidden = self._run(0, [sequence[:-1] for sequence in sequences])
-        scores = torch.empty(2, len(labels), dtype=torch.float64, device=self._model.device)
-        if hidden is not None:
-            logits = self._logits(hidden[rows, positions])
-            wanted = torch.tensor(labels, device=logits.device)
-            scores[0] = -token_losses(logits[None], wanted[None], self._model.vocab_size)[0]
-            scores[1] = _most_likely(logits) == wanted
-        values, greedy = _from_last_stage(scores).tolist()
-        return batching.likelihoods_of(values, [bool(one) for one in greedy], counts)
-
-    def _run(self, first_row: int, tokens: Sequence[Sequence[int]]) -> Tensor | None:
-        """Pass tokens through this stage: [rows, m, hidden], normed, on the last, else None."""
+    def _hidden(self, first_row: int, tokens: Tensor) -> Tensor | None:
         model = self._model
-        ids = torch.tensor(batching.padded(tokens), device=model.device)
-        window = Window(self._cache, first_row, *ids.shape)
+        window = Window(self._cache, first_row, *tokens.shape)
         if model.chunk.pre_process:
-            x = model.chunk.embedding(input_ids=ids, position_ids=None).transpose(0, 1).contiguous()
+            embedded = model.chunk.embedding(input_ids=tokens, position_ids=None)
+            x = embedded.transpose(0, 1).contiguous()
         else:
-            size = (*ids.shape, model.shape.hidden)
+            size = (*tokens.shape, model.shape.hidden)
             x = torch.empty(size, dtype=model.chunk.config.params_dtype, device=model.device)
             _receive(x)
         x = run_layers(x, self._layers, window, model.shape, model.part)
@@ -240,19 +202,33 @@ class _Session:
         _send(x)
         return None
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """This rank's columns of the logits of [n, hidden] states: fp32, no padding row likely."""
-        weight = self._weights.get(OUTPUT)
-        logits = F.linear(hidden, self._weights[EMBEDDING] if weight is None else weight).float()
-        first = parallel_state.get_tensor_model_parallel_rank() * logits.shape[-1]
-        logits[:, max(self._model.vocab_size - first, 0) :] = -torch.inf
-        return logits
-
-    def _choose(self, logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor:
+    def _choose(self, hidden: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor:
+        logits = self._logits(hidden)
         if sampling.greedy:
             return _most_likely(logits)
         whole = gather_from_tensor_model_parallel_region(logits)
         return next_tokens(whole[:, : self._model.vocab_size], sampling, draws)
+
+    def _judge(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self._logits(hidden)
+        losses = token_losses(logits[None], labels[None], self._model.vocab_size)[0]
+        return -losses, _most_likely(logits) == labels
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """This rank's columns of the logits of [n, hidden] states: fp32, no padding row likely."""
+        weight = self._weights.get(OUTPUT)
+        logits = F.linear(hidden, self._weights[EMBEDDING] if weight is None else weight).float()
+        logits[:, columns_of_rank(logits, self._model.vocab_size).real :] = -torch.inf
+        return logits
+
+    def _from_last_stage(self, tensor: Tensor) -> Tensor:
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            torch.distributed.broadcast(
+                tensor,
+                parallel_state.get_pipeline_model_parallel_last_rank(),
+                parallel_state.get_pipeline_model_parallel_group(),
+            )
+        return tensor
 
 
 def _most_likely(logits: Tensor) -> Tensor:
@@ -261,15 +237,11 @@ def _most_likely(logits: Tensor) -> Tensor:
     Each rank finds its own best; only these are compared. Of equals the lowest id wins.
     """
     best, ids = logits.max(-1)
-    ranks = parallel_state.get_tensor_model_parallel_world_size()
-    if ranks == 1:
+    if parallel_state.get_tensor_model_parallel_world_size() == 1:
         return ids
     ids = ids + parallel_state.get_tensor_model_parallel_rank() * logits.shape[-1]
-    mine = torch.stack((best.double(), ids.double()))  # both are exact in fp64
-    parts = [torch.empty_like(mine) for _ in range(ranks)]
-    group = parallel_state.get_tensor_model_parallel_group()
-    torch.distributed.all_gather(parts, mine, group)
-    values, candidates = torch.stack(parts, dim=1)
+    # One exchange for both, which are exact in fp64.
+    values, candidates = gather_from_ranks(torch.stack((best.double(), ids.double()))).unbind(1)
     winner = values.argmax(0, keepdim=True)
     return candidates.gather(0, winner)[0].long()
 
@@ -284,14 +256,3 @@ def _send(hidden: Tensor) -> None:
     group = parallel_state.get_pipeline_model_parallel_group()
     target = parallel_state.get_pipeline_model_parallel_next_rank()
     torch.distributed.send(hidden.contiguous(), target, group)
-
-
-def _from_last_stage(tensor: Tensor) -> Tensor:
-    """What the last pipeline stage holds, on all stages (collective)."""
-    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        torch.distributed.broadcast(
-            tensor,
-            parallel_state.get_pipeline_model_parallel_last_rank(),
-            parallel_state.get_pipeline_model_parallel_group(),
-        )
-    return tensor

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_soaes.decoding.acceptance_rule import judge, judge_greedy
-from megatron_soaes.decoding.batching import check_prompts, padded
+from megatron_soaes.decoding.batching import check_prompts
 from megatron_soaes.decoding.cache import KVCache
 from megatron_soaes.decoding.draft_length import (
     AdaptiveLength,
@@ -30,6 +30,7 @@ from megatron_soaes.decoding.draft_length import (
 from megatron_soaes.decoding.interface import Prompt, Sampling
 from megatron_soaes.decoding.lean import LeanModel
 from megatron_soaes.decoding.sampling import draw, probabilities, uniform_draws
+from megatron_soaes.decoding.session import padded
 from megatron_soaes.errors import UserError
 
 

@@ -12,13 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_soaes.decoding.answers import answer
-from megatron_soaes.decoding.interface import (
-    Completion,
-    LogLikelihood,
-    Prompt,
-    Request,
-    Sampling,
-)
+from megatron_soaes.decoding.interface import Completion, Prompt, Sampling
 from megatron_soaes.errors import UserError
 
 PROMPTS = [[n, n + 1] for n in range(10)]
@@ -39,9 +33,6 @@ class Echo:
             self._calls_left -= 1
         self.asked += prompts
         return [Completion(tuple(prompt), f"答{prompt[0]}", "stop") for prompt in prompts]
-
-    def log_likelihoods(self, requests: Sequence[Request]) -> list[LogLikelihood]:
-        raise NotImplementedError
 
 
 def ask(
