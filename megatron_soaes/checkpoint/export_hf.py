@@ -10,14 +10,21 @@ import torch
 
 from megatron_soaes import files
 from megatron_soaes.checkpoint.directory import HF_FILES, iteration_directory, require_iteration
-from megatron_soaes.checkpoint.hf_files import SafetensorsWriter, copy_other_files
+from megatron_soaes.checkpoint.hf_files import (
+    TOKENIZER_CONFIG,
+    SafetensorsWriter,
+    copy_other_files,
+    rewrite_for_transformers_4,
+)
 from megatron_soaes.checkpoint.model_weights import Progress, check_weights, read_weight
 from megatron_soaes.checkpoint.parity import ParityReport, check_parity
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import hf_config, weight_table
-from megatron_soaes.models.weights import slices
+from megatron_soaes.models.weights import EMBEDDING, slices
 from megatron_soaes.recipe.shapes import ModelShape, shape_from_config
+
+README = "README.md"
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ def export_hf(
     iteration: int | None = None,
     shard_bytes: int = 5_000_000_000,
     dtype: torch.dtype | None = None,
+    readme: str | None = None,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -48,9 +56,10 @@ def export_hf(
 
     The checkpoint may come from an import or from training in any layout; optimizer state in it is
     not read and vocabulary padding is dropped. Each tensor keeps its dtype unless `dtype` is given.
-    Memory is bounded by one layer of the largest weight, or the embedding. config.json, tokenizer
-    and generation config come from the checkpoint's `hf` folder. `out_dir` appears whole or not at
-    all.
+    Memory is bounded by one layer of the largest weight, or the embedding. config.json, tokenizer,
+    chat template and generation config come from the checkpoint's `hf` folder, written so that
+    transformers 4 reads them too. `readme` becomes README.md; the base model's never comes along,
+    because it describes another model. `out_dir` appears whole or not at all.
     Raises UserError when it exists, when the checkpoint does not fit its config.json, and, with
     `verify`, when the logits of `transformers` on the result differ from those of Megatron-Core.
     """
@@ -66,8 +75,8 @@ def export_hf(
     check_weights(source, shape)
     dtypes = {weight.key: dtype or source.dtype(weight.key) for weight in table}
     with files.atomic_directory(out_dir) as target:
-        copy_other_files(checkpoint_root / HF_FILES, target)
-        main_dtype = str(dtypes["embedding.word_embeddings.weight"]).removeprefix("torch.")
+        _copy_files(checkpoint_root / HF_FILES, target, readme)
+        main_dtype = str(dtypes[EMBEDDING]).removeprefix("torch.")
         files.write_json(target / "config.json", hf_config(shape, config, main_dtype))
         plan = {
             name: (part, dtypes[weight.key])
@@ -78,6 +87,14 @@ def export_hf(
         written = _copy_weights(source, writer, shape, dtypes, progress)
         parity = check_parity(target, source.directory) if verify else None
     return ExportReport(out_dir, iteration, writer.files, len(plan), written, parity)
+
+
+def _copy_files(hf_files: Path, target: Path, readme: str | None) -> None:
+    copy_other_files(hf_files, target)
+    rewrite_for_transformers_4(target / TOKENIZER_CONFIG)
+    (target / README).unlink(missing_ok=True)
+    if readme is not None:
+        files.write_text(target / README, readme)
 
 
 def _copy_weights(

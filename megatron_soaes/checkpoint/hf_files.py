@@ -19,6 +19,7 @@ from megatron_soaes.files import write_json
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
@@ -126,6 +127,31 @@ def copy_other_files(source: Path, target: Path) -> None:
             copy_other_files(entry, target / entry.name)
         elif entry.suffix not in _WEIGHT_SUFFIXES:
             shutil.copyfile(entry, target / entry.name)
+
+
+def rewrite_for_transformers_4(tokenizer_config: Path) -> None:
+    """Write a tokenizer_config.json of transformers 5 as transformers 4 wrote it, if it is one.
+
+    transformers 5 reads both; 4 knows neither the class that 5 names for every fast tokenizer nor
+    a list of extra special tokens. Raises UserError when the file is not a JSON object.
+    """
+    if not tokenizer_config.is_file():
+        return
+    try:
+        config = dict(json.loads(tokenizer_config.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            tokenizer_config, f"invalid content ({error})", "a JSON object",
+            "Copy the file from the base model.",
+        ) from None  # fmt: skip
+    original = dict(config)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        extra = config.pop("extra_special_tokens")
+        config.setdefault("additional_special_tokens", extra)
+    if config != original:
+        write_json(tokenizer_config, config)
 
 
 Planned = Mapping[str, tuple[tuple[int, ...], torch.dtype]]

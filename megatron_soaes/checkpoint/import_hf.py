@@ -12,15 +12,16 @@ from torch import Tensor
 from megatron_soaes import files
 from megatron_soaes.checkpoint.directory import HF_FILES, TRACKER, iteration_directory
 from megatron_soaes.checkpoint.hf_files import HFWeights, StoredTensor, copy_other_files
+from megatron_soaes.checkpoint.megatron_arguments import weights_state
 from megatron_soaes.checkpoint.model_weights import Progress, write_weights
 from megatron_soaes.checkpoint.parity import ParityReport, check_parity
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import weight_table
-from megatron_soaes.models.weights import Weight, slices
+from megatron_soaes.models.weights import EMBEDDING, Weight, slices
 from megatron_soaes.recipe.shapes import ModelShape, read_shape
 
 OUTPUT = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
+INPUT = "model.embed_tokens.weight"
 DERIVED_SUFFIX = ".rotary_emb.inv_freq"
 """Tables of early Llama files that follow from config.json; transformers ignores them too."""
 
@@ -63,7 +64,7 @@ def import_hf(
     shape = read_shape(hf_dir / "config.json")
     source = HFWeights(hf_dir)
     table = weight_table(shape)
-    skipped = _check_tensors(source, shape, table)
+    skipped = check_tensors(source, shape, table)
     dtypes = {weight.key: dtype or _common_dtype(source, shape, weight) for weight in table}
 
     def read(weight: Weight, layer: int | None) -> Tensor:
@@ -73,7 +74,8 @@ def import_hf(
     with files.atomic_directory(out_root) as root:
         target = iteration_directory(root, 0)
         target.mkdir()
-        written = write_weights(target, shape, read, progress)
+        common = weights_state(shape, out_root.resolve() / HF_FILES, dtypes[EMBEDDING])
+        written = write_weights(target, shape, read, common, progress=progress)
         copy_other_files(hf_dir, root / HF_FILES)
         files.write_text(root / TRACKER, "0\n")
         parity = check_parity(hf_dir, target) if verify else None
@@ -82,7 +84,7 @@ def import_hf(
     return ImportReport(out_root, tensors, written, names, skipped, parity)
 
 
-def _check_tensors(source: HFWeights, shape: ModelShape, table: Sequence[Weight]) -> list[str]:
+def check_tensors(source: HFWeights, shape: ModelShape, table: Sequence[Weight]) -> list[str]:
     """Compare names and shapes with the table; returns the HF tensors that are not needed."""
     expected: dict[str, tuple[int, ...]] = {}
     for weight, layer in slices(table, range(shape.layers)):
@@ -111,11 +113,11 @@ def _require_needless(
     if name.endswith(DERIVED_SUFFIX):
         return
     if name == OUTPUT and shape.tied_embeddings:
-        output, embedding = source.read(OUTPUT), source.read(EMBEDDING)
+        output, embedding = source.read(OUTPUT), source.read(INPUT)
         if output.dtype == embedding.dtype and torch.equal(output, embedding):
             return
         raise UserError(
-            f"{stored.file}: {name}", f"values that differ from {EMBEDDING}",
+            f"{stored.file}: {name}", f"values that differ from {INPUT}",
             "the same values, because config.json says tie_word_embeddings",
             "Set tie_word_embeddings to false in config.json if they are meant to differ.",
         )  # fmt: skip

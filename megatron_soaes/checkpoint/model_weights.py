@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from megatron_soaes.checkpoint.distributed import CHECKPOINT_VERSION
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader, TorchDistWriter
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import weight_table
-from megatron_soaes.models.weights import VOCABULARY, Weight, slices
+from megatron_soaes.models.weights import VOCABULARY, Weight, extra_state_keys, slices
 from megatron_soaes.recipe.shapes import ModelShape
 
 Progress = Callable[[int, int], None]
@@ -65,24 +65,28 @@ def write_weights(
     target: Path,
     shape: ModelShape,
     weight_of: Callable[[Weight, int | None], Tensor],
-    progress: Progress | None,
+    common: Mapping[str, Any],
+    *,
+    progress: Progress | None = None,
+    prefix: str = "",
 ) -> int:
     """Write a checkpoint of weights alone into the folder `target`; returns the bytes written.
 
     `weight_of` gives one weight (of one layer, when it is stacked), shape
-    `weight.slice_shape(shape)`; one at a time is in memory.
+    `weight.slice_shape(shape)`; one at a time is in memory. `common` is what common.pt holds;
+    keys begin with `prefix`. Extra states are there, and empty.
     """
     done = written = 0
-    with TorchDistWriter(
-        target, {"iteration": 0, "checkpoint_version": CHECKPOINT_VERSION}
-    ) as checkpoint:
+    with TorchDistWriter(target, common) as checkpoint:
         for weight, layer in slices(weight_table(shape), range(shape.layers)):
             tensor = weight_of(weight, layer)
             offsets = [0] * tensor.dim()
             if layer is not None:
                 tensor, offsets = tensor.unsqueeze(0), [layer, *offsets]
-            checkpoint.write(weight.key, weight.global_shape(shape), offsets, tensor)
+            checkpoint.write(prefix + weight.key, weight.global_shape(shape), offsets, tensor)
             done, written = done + tensor.numel(), written + tensor.nbytes
             if progress is not None:
                 progress(done, shape.parameters)
+        for key in extra_state_keys(shape):
+            checkpoint.write_object(prefix + key, None)
     return written

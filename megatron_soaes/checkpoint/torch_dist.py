@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -46,7 +47,7 @@ class TorchDistWriter:
     def __init__(self, directory: Path, common: Mapping[str, Any]) -> None:
         self._directory = directory
         self._common = dict(common)
-        self._tensors: dict[str, TensorStorageMetadata] = {}
+        self._entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
         self._results: list[WriteResult] = []
         self._files = 0
         self._stream: IO[bytes] | None = None
@@ -63,7 +64,7 @@ class TorchDistWriter:
         if self._stream is not None:
             self._stream.close()
         if kind is None:
-            metadata = Metadata(dict(self._tensors))
+            metadata = Metadata(dict(self._entries))
             FileSystemWriter(self._directory).finish(metadata, [self._results])
             torch.save(self._common, self._directory / "common.pt")
             save_config(CheckpointingConfig("torch_dist", 1), str(self._directory))
@@ -72,18 +73,28 @@ class TorchDistWriter:
         self, key: str, global_shape: Sequence[int], offsets: Sequence[int], tensor: Tensor
     ) -> None:
         """Store `tensor` as the box of `key` at `offsets`; all boxes of a key have one dtype."""
-        stream = self._current_file()
-        start = stream.tell()
-        torch.save(_own_storage(tensor), stream)
-        length = stream.tell() - start
-        entry = self._tensors.setdefault(
+        entry = self._entries.setdefault(
             key,
             TensorStorageMetadata(
                 TensorProperties(dtype=tensor.dtype), torch.Size(global_shape), []
             ),
         )
+        assert isinstance(entry, TensorStorageMetadata)
         index = MetadataIndex(key, offsets, len(entry.chunks))
         entry.chunks.append(ChunkStorageMetadata(torch.Size(offsets), tensor.shape))
+        self._append(index, _own_storage(tensor))
+
+    def write_object(self, key: str, value: object) -> None:
+        """Store `value`, which is no tensor that layouts share, as the object `key`."""
+        self._entries[key] = BytesStorageMetadata()
+        # Megatron-Core expects a list: of the objects that one process gives the same key.
+        self._append(MetadataIndex(key), [value])
+
+    def _append(self, index: MetadataIndex, value: object) -> None:
+        stream = self._current_file()
+        start = stream.tell()
+        torch.save(value, stream)
+        length = stream.tell() - start
         stored = _StorageInfo(Path(stream.name).name, start, length)
         self._results.append(WriteResult(index, length, stored))
 
@@ -104,11 +115,15 @@ def _own_storage(tensor: Tensor) -> Tensor:
 
 
 class TorchDistReader:
-    """Reads boxes of the tensors of a checkpoint, whatever layout wrote it."""
+    """Reads boxes of the tensors of a checkpoint, whatever layout wrote it.
 
-    def __init__(self, directory: Path) -> None:
+    With a `prefix` only tensors whose keys begin with it are there, by the rest of their keys.
+    """
+
+    def __init__(self, directory: Path, prefix: str = "") -> None:
         """Raises UserError when `directory` is not a complete torch_dist checkpoint."""
         self.directory = directory
+        self._prefix = prefix
         for name in ("metadata.json", ".metadata"):
             if not (directory / name).is_file():
                 raise UserError(
@@ -119,9 +134,9 @@ class TorchDistReader:
         metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._tensors = {
-            key: entry
+            key.removeprefix(prefix): entry
             for key, entry in metadata.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
+            if isinstance(entry, TensorStorageMetadata) and key.startswith(prefix)
         }
 
     @property
@@ -140,7 +155,8 @@ class TorchDistReader:
         """
         result = torch.empty(tuple(sizes), dtype=self.dtype(key))
         box = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        items = create_read_items_for_chunk_list(key, self._tensors[key], [box])
+        stored_key = self._prefix + key
+        items = create_read_items_for_chunk_list(stored_key, self._tensors[key], [box])
         if sum(math.prod(item.lengths) for item in items) != result.numel():
             raise UserError(
                 f"{self.directory}: {key}", "parts that were never saved",

@@ -31,6 +31,8 @@ class Identity:
     seed: int
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
+    objective: dict[str, Any]
+    """What is minimised, and the teacher; empty for the cross entropy with the text."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class TrainerState:
     schedule: dict[str, Any]
     """State of Megatron-Core's OptimizerParamScheduler."""
     validation: list[dict[str, Any]]
-    """Every validation so far: `step`, and `losses` in nats by set."""
+    """Every validation so far: `step`, `losses` in nats by set, and in a distillation `acceptance`
+    by set, which begins at step 0."""
     best: dict[str, Any] | None
     """`iteration` and `loss` of the best checkpoint; None where no set decides."""
     written_by: dict[str, Any] = field(default_factory=dict)

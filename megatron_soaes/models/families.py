@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_soaes.models import llama, qwen2, qwen3
-from megatron_soaes.models.weights import Weight
+from megatron_soaes.models.weights import OUTPUT, Weight
 from megatron_soaes.recipe.schema import FamilyName
 from megatron_soaes.recipe.shapes import ModelShape
 
@@ -20,7 +20,7 @@ def weight_table(shape: ModelShape) -> tuple[Weight, ...]:
     """The weights that a model of this shape has; a tied one has no output layer of its own."""
     table = WEIGHTS[shape.family]
     if shape.tied_embeddings:
-        return tuple(weight for weight in table if weight.key != "output_layer.weight")
+        return tuple(weight for weight in table if weight.key != OUTPUT)
     return table
 
 

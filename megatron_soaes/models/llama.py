@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_soaes.models.weights import DIRECT, GATED, QKV, VOCABULARY, Weight
+from megatron_soaes.models.weights import DIRECT, EMBEDDING, GATED, OUTPUT, QKV, VOCABULARY, Weight
 
 ATTENTION = "decoder.layers.self_attention."
 MLP = "decoder.layers.mlp."
@@ -10,7 +10,7 @@ HF_LAYER = "model.layers.{layer}."
 
 WEIGHTS = (
     Weight(
-        "embedding.word_embeddings.weight",
+        EMBEDDING,
         {"model.embed_tokens.weight": ("vocab_size", "hidden")},
         VOCABULARY,
     ),
@@ -52,5 +52,5 @@ WEIGHTS = (
         DIRECT,
     ),
     Weight("decoder.final_layernorm.weight", {"model.norm.weight": ("hidden",)}, DIRECT),
-    Weight("output_layer.weight", {"lm_head.weight": ("vocab_size", "hidden")}, VOCABULARY),
+    Weight(OUTPUT, {"lm_head.weight": ("vocab_size", "hidden")}, VOCABULARY),
 )

@@ -15,6 +15,10 @@ from megatron_soaes.recipe.shapes import ModelShape
 
 STACKED = "decoder.layers."
 """Checkpoint keys that begin so hold all layers in one tensor [layers, ...]."""
+EMBEDDING = "embedding.word_embeddings.weight"
+"""Checkpoint key of the embedding, which every model has; its dtype stands for the model's."""
+OUTPUT = "output_layer.weight"
+"""Checkpoint key of the output layer, which a tied model has not."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,28 @@ def slices(table: Sequence[Weight], layers: Sequence[int]) -> Iterator[tuple[Wei
             for layer in layers:
                 for member in stacked:
                     yield member, layer
+
+
+def extra_state_keys(shape: ModelShape) -> Iterator[str]:
+    """Keys of the objects that Transformer Engine's modules ask for beside their weights.
+
+    Such a module keeps FP8 scaling factors in its extra state, and None where it has none.
+    Megatron-Core refuses a checkpoint that lacks one of a model it builds, and takes one too many.
+    """
+    norms = ("self_attention.q_layernorm", "self_attention.k_layernorm") if shape.qk_norm else ()
+    for module in (*_STATEFUL_MODULES, *norms):
+        for layer in range(shape.layers):
+            yield f"{STACKED}{module}._extra_state/shard_{layer}_{shape.layers}"
+    yield "decoder.final_layernorm._extra_state/shard_0_1"
+
+
+_STATEFUL_MODULES = (
+    "self_attention.core_attention",
+    "self_attention.linear_qkv",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
 
 
 def checkpoint_key(parameter: str) -> tuple[str, int | None]:

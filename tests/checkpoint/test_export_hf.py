@@ -28,6 +28,7 @@ from tests.checkpoint.tiny import (
     reference_logits,
     tensors_of,
 )
+from tests.data_prep.conftest import save_tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -74,6 +75,41 @@ def test_the_files_of_the_model_come_along(tmp_path: Path, checkpoint_root: Path
         "tokenizer.json",
     ]
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "out") is not None
+
+
+def test_the_card_is_this_models_own(tmp_path: Path, checkpoint_root: Path) -> None:
+    (checkpoint_root / HF_FILES / "README.md").write_text("# The base model", encoding="utf-8")
+    (checkpoint_root / HF_FILES / "LICENSE").write_text("terms", encoding="utf-8")
+    export_hf(checkpoint_root, tmp_path / "without", verify=False)
+    assert not (tmp_path / "without/README.md").exists()
+    export_hf(checkpoint_root, tmp_path / "with", readme="# The new model\n", verify=False)
+    assert (tmp_path / "with/README.md").read_text(encoding="utf-8") == "# The new model\n"
+    assert (tmp_path / "with/LICENSE").read_text(encoding="utf-8") == "terms"
+
+
+def test_a_tokenizer_saved_by_transformers_5_is_written_as_4_reads_it(
+    tmp_path: Path, checkpoint_root: Path
+) -> None:
+    template = "{{ messages }}"
+    save_tokenizer(
+        checkpoint_root / HF_FILES,
+        train_tokenizer(),
+        tokenizer_class="TokenizersBackend",
+        extra_special_tokens=["<|im_end|>"],
+    )
+    (checkpoint_root / HF_FILES / "chat_template.jinja").write_text(template, encoding="utf-8")
+    export_hf(checkpoint_root, tmp_path / "out", verify=False)
+    written = json.loads((tmp_path / "out/tokenizer_config.json").read_text(encoding="utf-8"))
+    assert written == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": ["<|im_end|>"],
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == template
+    assert tokenizer.convert_ids_to_tokens([2]) == ["<|im_end|>"]
+    assert tokenizer.decode([2], skip_special_tokens=True) == ""
 
 
 def test_another_dtype_on_request(tmp_path: Path, hf_dir: Path, checkpoint_root: Path) -> None:

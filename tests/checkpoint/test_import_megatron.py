@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_soaes.checkpoint import import_megatron as module
+from megatron_soaes.checkpoint import import_torch_dist as module
 from megatron_soaes.checkpoint.directory import HF_FILES, iteration_directory, latest_iteration
 from megatron_soaes.checkpoint.export_hf import export_hf
 from megatron_soaes.checkpoint.import_megatron import import_megatron, import_model

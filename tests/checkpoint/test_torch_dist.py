@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch import Tensor
 
 from megatron_soaes.checkpoint import torch_dist
@@ -89,3 +90,25 @@ def test_a_truncated_shard_is_an_error_that_names_the_tensor(tmp_path: Path) -> 
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(UserError, match=r"w: found unreadable data"):
         TorchDistReader(tmp_path).read_slice("w", [0, 0], [6, 4])
+
+
+def test_a_prefix_selects_and_shortens_keys(tmp_path: Path) -> None:
+    with TorchDistWriter(tmp_path, {}) as writer:
+        writer.write("module.w", [2], [0], torch.tensor([1.0, 2.0]))
+        writer.write("optimizer.w", [1], [0], torch.zeros(1))
+    reader = TorchDistReader(tmp_path, prefix="module.")
+    assert reader.shapes == {"w": (2,)}
+    assert torch.equal(reader.read_slice("w", [1], [1]), torch.tensor([2.0]))
+
+
+@pytest.mark.usefixtures("one_process")
+def test_megatron_core_finds_objects_by_their_places(tmp_path: Path) -> None:
+    with TorchDistWriter(tmp_path, {}) as writer:
+        writer.write_object("linear._extra_state/shard_0_2", "of layer 0")
+        writer.write_object("linear._extra_state/shard_1_2", None)
+    wanted = {
+        str(layer): ShardedObject("linear._extra_state", "not read yet", (2,), (layer,))
+        for layer in range(2)
+    }
+    loaded = dist_checkpointing.load(wanted, str(tmp_path))
+    assert (loaded["0"], loaded["1"]) == ("of layer 0", None)

@@ -42,6 +42,7 @@ class Case:
     vocab_size: int = 250
     layers: int = 4
     rope: dict[str, Any] | None = None
+    head_dim: int | None = None
 
     @property
     def name(self) -> str:
@@ -74,7 +75,7 @@ def make_model(
         num_hidden_layers=case.layers,
         num_attention_heads=8,
         num_key_value_heads=case.kv_heads,
-        head_dim=16 if case.family == "qwen3" else 8,
+        head_dim=case.head_dim or (16 if case.family == "qwen3" else 8),
         max_position_embeddings=256,
         tie_word_embeddings=case.tied,
         rope_parameters=case.rope or {"rope_type": "default", "rope_theta": 10000.0},
