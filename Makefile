@@ -1,12 +1,13 @@
 # Two commands set everything up on a fresh machine: `make demo` and `make test`.
-# Variables: PYTHON (3.11 or 3.12), DEMO (where the demo writes).
+# Variables: PYTHON (3.11 or 3.12), DEMO (where the demo writes), NEMO_ENV (where NeMo goes).
 
 PYTHON ?= python3
 DEMO ?= build/demo
+NEMO_ENV ?= build/nemo
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint format constraints clean
+.PHONY: demo test test-nemo lint format constraints clean
 
 demo: $(STAMP)
 	$(BIN)/python -m data_prep.rehearsal $(DEMO)/corpus
@@ -21,6 +22,16 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# NeMo pins what this project must not, so it gets an environment of its own (2.5 GB).
+test-nemo: $(STAMP) $(NEMO_ENV)/.installed
+	NEMO_PYTHON=$(abspath $(NEMO_ENV))/bin/python $(BIN)/python -m pytest environments/nemo -o timeout=1800
+
+$(NEMO_ENV)/.installed: environments/nemo/requirements.txt
+	$(PYTHON) -m venv $(NEMO_ENV)
+	$(NEMO_ENV)/bin/python -m pip install --quiet --constraint environments/nemo/requirements.txt torch
+	$(NEMO_ENV)/bin/python -m pip install --quiet --no-deps -r environments/nemo/requirements.txt
+	touch $@
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -52,6 +52,7 @@ def time_steps(layout: Layout, steps: int) -> list[float]:
     from megatron_soaes.recipe.shapes import ModelShape
     from megatron_soaes.recipe.training_settings import Precision
     from megatron_soaes.training.engine import build_chunks, build_engine, build_options
+    from megatron_soaes.training.objective import CrossEntropy
     from megatron_soaes.training.step import train_step
 
     shape = ModelShape(
@@ -96,7 +97,7 @@ def time_steps(layout: Layout, steps: int) -> list[float]:
             ]
             torch.distributed.barrier()
             start = time.perf_counter()
-            train_step(engine, batches, GLOBAL_BATCH, stop_here=False)
+            train_step(engine, CrossEntropy(VOCABULARY), batches, GLOBAL_BATCH, stop_here=False)
             seconds.append(time.perf_counter() - start)
     return seconds[1:]
 

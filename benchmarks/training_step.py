@@ -24,6 +24,7 @@ from megatron_soaes.models.build import BuildOptions, dtype_named
 from megatron_soaes.recipe.schema import CPTStage
 from megatron_soaes.recipe.training_settings import Precision
 from megatron_soaes.training.engine import build_chunks, build_engine
+from megatron_soaes.training.objective import CrossEntropy
 from megatron_soaes.training.step import train_step
 
 LR = 1e-4
@@ -66,10 +67,12 @@ def our_step(
     with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
         engine = build_engine(subject.shape, _chunks(subject, stage.precision), stage, stage.steps)
 
+        objective = CrossEntropy(subject.shape.vocab_size)
+
         def step(number: int) -> float:
             seed_step(1, number)
             batches = _batches(subject, number)
-            return train_step(engine, batches, len(batches), False).loss
+            return train_step(engine, objective, batches, len(batches), False).loss
 
         yield step
 

@@ -11,6 +11,9 @@ import typer
 from megatron_soaes import cli_decoding
 from megatron_soaes.accelerator.quiet import quiet_libraries
 from megatron_soaes.cli_evaluate import compare, evaluate, prep_sft
+from megatron_soaes.cli_export import check as check_export
+from megatron_soaes.cli_export import trtllm
+from megatron_soaes.cli_nemo import nemo
 from megatron_soaes.errors import ExitCode, UserError
 
 app = typer.Typer(
@@ -128,7 +131,7 @@ def index(recipe: RecipeFile, overrides: Overrides = None) -> None:
 @app.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(help="HF directory, or a Megatron-LM torch_dist checkpoint.")
+        Path, typer.Argument(help="HF directory, Megatron-LM or NeMo 2 torch_dist checkpoint.")
     ],
     out: Annotated[Path, typer.Argument(help="New folder for the Megatron checkpoint.")],
     tokenizer: Annotated[
@@ -167,6 +170,11 @@ def adopt(
     typer.echo(f"iteration {adoption.iteration}, {adoption.steps} steps to go -> {adoption.recipe}")
     for difference in adoption.differences:
         typer.echo(f"- {difference}")
+
+
+export_app.command("trtllm")(trtllm)
+export_app.command("check")(check_export)
+export_app.command("nemo")(nemo)
 
 
 @export_app.command("hf")

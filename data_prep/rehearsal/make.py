@@ -17,6 +17,7 @@ from data_prep.rehearsal.documents import documents, genre_documents
 from data_prep.rehearsal.exam import TRAINING_FRAMES, exam_questions, expert_pairs
 from data_prep.rehearsal.general import GeneralText, gather
 from data_prep.rehearsal.initial_model import draft_config, qwen2_config, write_initial_model
+from data_prep.rehearsal.prompts import held_out_prompts
 from data_prep.rehearsal.retention import cloze_items, continuations, likelihood_texts
 from data_prep.rehearsal.tokenizer import save_tokenizer, train_tokenizer
 from data_prep.rehearsal.world import make_world
@@ -128,14 +129,17 @@ def _write(
     world = make_world(seed, options.companies, options.regulations)
     talk = dialogues(seed)
     expert_train, expert_valid = expert_pairs(world, seed, options.questions_per_fact)
+    talk_train = list(islice(talk, options.dialogues))
+    talk_valid = list(islice(talk, options.dialogues_valid))
     rows: dict[str, Sequence[Row]] = {
         "general/train.jsonl": general.train,
         "general/valid.jsonl": general.valid,
-        "dialogue/train.jsonl": list(islice(talk, options.dialogues)),
-        "dialogue/valid.jsonl": list(islice(talk, options.dialogues_valid)),
+        "dialogue/train.jsonl": talk_train,
+        "dialogue/valid.jsonl": talk_valid,
         "expert/train.jsonl": expert_train,
         "expert/valid.jsonl": expert_valid,
         "exam.jsonl": exam_questions(world),
+        "prompts.jsonl": held_out_prompts(expert_valid, talk_valid, seed),
     }
     stream = documents(world, seed)
     sample = list(islice(stream, TOKENIZER_DOMAIN_DOCUMENTS))

@@ -64,6 +64,22 @@ def all_gather(
     return None
 
 
+def gather_weights(
+    output: Tensor,
+    input: Tensor,
+    group: ProcessGroup | None = None,
+    async_op: bool = False,
+) -> Work | None:
+    """`torch.distributed.all_gather_into_tensor`; over one rank it moves nothing.
+
+    Megatron-Core gathers weights inside torch's coalescing manager, which waits for torch's own
+    collectives and for nothing else.
+    """
+    if torch.distributed.get_world_size(group) == 1:
+        return _copy(output, input, async_op)
+    return torch.distributed.all_gather_into_tensor(output, input, group, async_op)
+
+
 def _exchange(
     sent: Sequence[Tensor], received: Sequence[Tensor], group: ProcessGroup | None
 ) -> list[Work]:
@@ -95,6 +111,8 @@ def install() -> None:
     from megatron.core.distributed import param_and_grad_buffer
     from megatron.core.tensor_parallel import layers, mappings
 
-    for module in (layers, mappings, param_and_grad_buffer):
+    for module in (layers, mappings):
         module.dist_reduce_scatter_func = reduce_scatter
         module.dist_all_gather_func = all_gather
+    param_and_grad_buffer.dist_reduce_scatter_func = reduce_scatter
+    param_and_grad_buffer.dist_all_gather_func = gather_weights

@@ -1,4 +1,4 @@
-"""Start the processes of one local job and end them together. No torch.
+"""Start the processes of one local job and end them together. No torch in this process.
 
 `torchrun` would do, but it turns every worker's exit code into 1, does not pass SIGUSR1 on, and
 imports torch (seconds) before it starts anything.
@@ -12,11 +12,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from megatron_soaes.accelerator.forked import ForkedProcess, can_fork
 from megatron_soaes.errors import ExitCode
+
+Worker = subprocess.Popen[bytes] | ForkedProcess
 
 GRACE_S = 30.0
 """How long the other ranks may take to end after one has ended badly, before they are aborted."""
@@ -85,7 +88,7 @@ def launch(module: str, arguments: Sequence[str], processes: int, logs: Path) ->
 
 def _start(
     module: str, arguments: Sequence[str], *, rank: int, processes: int, port: int, log: Path
-) -> subprocess.Popen[bytes]:
+) -> Worker:
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -98,16 +101,25 @@ def _start(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    command = [sys.executable, "-m", module, *arguments]
     if rank == 0:
-        return subprocess.Popen(command, env=environment, start_new_session=True)
+        return _process(module, arguments, environment, out=1, err=2)
     with log.open("ab") as stream:
-        return subprocess.Popen(
-            command, env=environment, start_new_session=True, stdout=stream, stderr=stream
-        )
+        file = stream.fileno()
+        return _process(module, arguments, environment, out=file, err=file)
 
 
-def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
+def _process(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str], *, out: int, err: int
+) -> Worker:
+    if can_fork():
+        return ForkedProcess(module, arguments, environment, out=out, err=err)
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=out, stderr=err
+    )
+
+
+def _wait(workers: list[Worker]) -> int:
     deadline: float | None = None
     result = 0
     while None in (codes := [worker.poll() for worker in workers]):
@@ -136,14 +148,17 @@ def _show_logs(logs: Path, processes: int) -> None:
         print(*lines[-LOG_LINES:], sep="\n", file=sys.stderr)
 
 
-def _send(workers: list[subprocess.Popen[bytes]], number: int) -> None:
+def _send(workers: list[Worker], number: int) -> None:
     for worker in workers:
         if worker.poll() is None:
             worker.send_signal(number)
 
 
-def _kill_group(worker: subprocess.Popen[bytes]) -> None:
+def _kill_group(worker: Worker) -> None:
     """Kill a rank and whatever it forked (checkpoint writers outlive a killed trainer)."""
+    # One that has only just been forked leads no group yet.
+    if worker.poll() is None:
+        worker.send_signal(signal.SIGKILL)
     with suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()

@@ -58,13 +58,15 @@ def install() -> None:
         return Rotation.apply(t, cos, sin)  # type: ignore[no-untyped-call]
 
     def _tables(t: Tensor, freqs: Tensor, cu_seqlens: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-        # Kept with the micro-batch they belong to, and freed with it.
+        # Kept with the micro-batch they belong to, and freed with it. Two models may read the same
+        # micro-batch, each with frequencies of its own; those are kept so that no other tensor
+        # takes their place in memory.
         kept = getattr(cu_seqlens, "rotary_tables", None)
-        if kept is None or kept[0].dtype != t.dtype:
+        if kept is None or kept[0].dtype != t.dtype or kept[2].data_ptr() != freqs.data_ptr():
             angles = _packed_angles(freqs, cu_seqlens, group)
-            kept = (angles.cos().to(t.dtype), angles.sin().to(t.dtype))
+            kept = (angles.cos().to(t.dtype), angles.sin().to(t.dtype), freqs)
             cu_seqlens.rotary_tables = kept  # type: ignore[attr-defined]
-        return kept
+        return kept[:2]
 
     def _packed_angles(freqs: Tensor, cu_seqlens: Tensor, group: Any) -> Tensor:
         """[t, 1, dim / 2] angles of this rank's tokens, restarting at each document."""

@@ -97,6 +97,26 @@ class ShuffledUnion:
         return self._parts[part][place - int(self._starts[part])]
 
 
+class Passes:
+    """The samples of a mixture over and over, each pass in a random order of its own."""
+
+    def __init__(self, whole: Mixture, samples: int, seed: int) -> None:
+        count = len(whole.source_ids)
+        orders = [
+            np.random.default_rng((seed, number)).permutation(count)
+            for number in range(math.ceil(samples / count))
+        ]
+        self.sources = whole.sources
+        self.order = np.concatenate(orders)[:samples]
+        """[samples] int64; place in `whole` of the sample at each position."""
+        self.source_ids = whole.source_ids[self.order]
+        self.hash = files.sha256_json({"of": whole.hash, "samples": samples, "seed": seed})
+        self.whole = whole
+
+    def __getitem__(self, position: int) -> Sample:
+        return self.whole[int(self.order[position])]
+
+
 def positions_of_rank(
     first: int, global_batch: int, micro_batch: int, rank: int, replicas: int
 ) -> NDArray[np.int64]:

@@ -12,6 +12,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_soaes.data.teacher_store import Answers
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -76,6 +78,8 @@ class MicroBatch:
     """Tokens of the longest document."""
     sources: tuple[int, ...]
     """Dataset index of each sample."""
+    answers: Answers | None = None
+    """[1, t, ...] what a teacher said at each token; zeros at those filled in."""
 
     def packed_seq_params(self) -> PackedSeqParams:
         """The documents as Megatron-Core and Transformer Engine take them."""
@@ -88,8 +92,15 @@ class MicroBatch:
         )
 
 
-def collate(samples: Sequence[Sample], device: torch.device, multiple: int = 1) -> MicroBatch:
+def collate(
+    samples: Sequence[Sample],
+    device: torch.device,
+    multiple: int = 1,
+    answers: Sequence[Answers] = (),
+) -> MicroBatch:
     """Lay samples end to end; each window is cut to its inputs, so nothing crosses samples.
+
+    `answers` are a teacher's to each sample, if it was asked.
 
     Every document is filled up to a multiple of `multiple` tokens, as splitting documents over
     context-parallel ranks asks for. What is filled in comes last and weighs nothing, so it changes
@@ -108,9 +119,16 @@ def collate(samples: Sequence[Sample], device: torch.device, multiple: int = 1) 
 
     def lay(parts: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:
         values = np.concatenate(parts)
-        laid = np.zeros(filled[-1], dtype=values.dtype)
+        laid = np.zeros((filled[-1], *values.shape[1:]), dtype=values.dtype)
         laid[places] = values
         return torch.from_numpy(laid).unsqueeze(0).to(device)
+
+    def lay_answers() -> Answers:
+        ids, log_probs, rest = (
+            lay([getattr(answer, name).numpy() for answer in answers])
+            for name in ("ids", "log_probs", "rest")
+        )
+        return Answers(ids, log_probs, rest)
 
     return MicroBatch(
         inputs=lay([sample.tokens[:-1] for sample in samples]),
@@ -119,4 +137,5 @@ def collate(samples: Sequence[Sample], device: torch.device, multiple: int = 1) 
         cu_seqlens=torch.tensor(filled, dtype=torch.int32, device=device),
         longest=int(np.diff(filled).max()),
         sources=tuple(sample.source for sample in samples),
+        answers=lay_answers() if answers else None,
     )

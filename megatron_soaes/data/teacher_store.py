@@ -99,6 +99,12 @@ class Answers:
     rest: Tensor
     """[..., positions] float32; see the module."""
 
+    def at(self, places: Tensor) -> Answers:
+        """Those of some positions, in the order of `places`."""
+        return Answers(
+            self.ids[..., places, :], self.log_probs[..., places, :], self.rest[..., places]
+        )
+
 
 def bytes_per_token(entries: int) -> int:
     """Bytes that one position takes on disk, of either kind and dtype."""
@@ -176,6 +182,7 @@ class TeacherStore:
         finds out, by reading all of it.
         """
         self._directory = directory
+        self._origin = origin
         manifest = directory / MANIFEST
         if not manifest.exists():
             raise UserError(
@@ -193,6 +200,10 @@ class TeacherStore:
     def __len__(self) -> int:
         """Samples."""
         return self.layout.samples
+
+    def description(self) -> dict[str, Any]:
+        """What it is about and how much it holds, as JSON."""
+        return {"origin": asdict(self._origin), "layout": asdict(self.layout)}
 
     def __getitem__(self, sample: int) -> Answers:
         """Of one sample; row i is what follows the first i + 1 tokens that the sample reads."""

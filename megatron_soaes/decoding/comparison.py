@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,17 @@ from megatron_soaes.decoding.draft_length import (
 )
 from megatron_soaes.decoding.interface import Prompt, Sampling
 from megatron_soaes.decoding.lean import LeanModel
-from megatron_soaes.decoding.measure import Identity, Speedup, Timed, identity, in_turn, speedup
+from megatron_soaes.decoding.measure import (
+    ClockedDecoder,
+    Identity,
+    Speedup,
+    Timed,
+    TimeShares,
+    identity,
+    in_turn,
+    logits_digests,
+    speedup,
+)
 from megatron_soaes.decoding.pairing import (
     dtype_name,
     load_model,
@@ -56,8 +67,17 @@ class LengthResult:
     """With judging at its measured cost. None where the length adapts."""
     break_even_acceptance: float | None
     """Acceptance of judged tokens at which this length costs no time; None if it always does."""
+    time: TimeShares
+    """Where the time of these runs went."""
     identity: Identity | None
     """None for sampled text, which is equal in distribution only."""
+
+    @property
+    def share_of_ideal(self) -> float | None:
+        """The speedup in the mode over the ideal one; None where the length adapts."""
+        if self.ideal_speedup is None:
+            return None
+        return self.speedup_in_mode.value / self.ideal_speedup
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,11 @@ class Comparison:
     """The directories and the file of prompts, where these were read."""
 
     @property
+    def fastest(self) -> LengthResult:
+        """The fixed length with the highest speedup."""
+        return fastest(self.lengths)
+
+    @property
     def identity_holds(self) -> bool:
         """Whether every text is what the mode promises."""
         return all(one.identity is None or one.identity.holds for one in self.lengths)
@@ -107,20 +132,29 @@ def compare_directories(
     sampling: Sampling,
     *,
     dtypes: tuple[str, str] = ("auto", "auto"),
+    most_prompts: int | None = None,
     **options: Any,
 ) -> Comparison:
     """`compare` for two HF directories, a file of prompts, and the target's stop tokens.
 
-    `dtypes`: of target and draft, see `load_model`. Raises UserError for what cannot be read and
-    for models with different tokenizers.
+    `dtypes`: of target and draft, see `load_model`; `most_prompts`: so many, evenly spread over the
+    file, by default all. Raises UserError for what cannot be read and for models with different
+    tokenizers.
     """
     tokenizer = shared_tokenizer(target_dir, draft_dir)
-    prompts = read_prompts(prompt_file, tokenizer)
+    prompts = evenly_spread(read_prompts(prompt_file, tokenizer), most_prompts)
     target, draft = load_model(target_dir, dtypes[0]), load_model(draft_dir, dtypes[1])
     sampling = replace(sampling, stop_ids=stop_ids(tokenizer, target_dir))
     found = compare(target, draft, prompts, sampling, **options)
     sources = {"target": str(target_dir), "draft": str(draft_dir), "prompts": str(prompt_file)}
     return replace(found, sources=sources)
+
+
+def evenly_spread(prompts: Sequence[Sequence[int]], most: int | None) -> Sequence[Sequence[int]]:
+    """At most so many of the prompts, in order, the first among them; all with None."""
+    if most is None or most >= len(prompts):
+        return prompts
+    return [prompts[place * len(prompts) // most] for place in range(most)]
 
 
 def compare(
@@ -142,31 +176,22 @@ def compare(
     Raises UserError for prompts that one of the models cannot take.
     """
     longest = max(draft_lengths)
-    if min(draft_lengths) < 1 or repeats < 1 or rows < 1:
-        raise UserError(
-            "draft length, repeats, rows", f"{min(draft_lengths)}, {repeats}, {rows}",
-            "at least 1 each", "Change the value.",
-        )  # fmt: skip
+    _require_positive(min(draft_lengths), repeats, rows)
     rows, window = min(rows, len(prompts)), max(8, longest + 1)
     costs = pass_costs(target, draft, longest, rows, window if exact else None)
-    plain_in_mode = PLAIN_EXACT if exact else PLAIN
-    settings = {PLAIN: Speculation(0)}
-    settings[plain_in_mode] = Speculation(0, exact, window)
-    for length in sorted(set(draft_lengths)):
-        settings[f"draft {length}"] = Speculation(length, exact, window)
-    if adaptive:
-        settings["adaptive"] = Speculation(longest, exact, window, costs)
-    decoders = {n: SpeculativeDecoder(target, draft, one) for n, one in settings.items()}
+    variants = _variants(draft_lengths, exact, window, costs if adaptive else None)
+    decoders = {name: ClockedDecoder(target, draft, one) for name, one in variants.items()}
     timed = in_turn(decoders, prompts, sampling, rows=rows, repeats=repeats, note=note)
-    plain, same_mode = timed[PLAIN], timed[plain_in_mode]
-    results = []
-    for name, setting in settings.items():
-        if setting.draft_length:
-            same = None
-            if sampling.greedy:
-                written = same_mode.written, timed[name].written
-                same = identity(target, prompts, *written, exact=exact)
-            results.append(_result(setting, timed[name], (plain, same_mode), costs, same))
+    plain, same_mode = timed[PLAIN], timed[PLAIN_EXACT if exact else PLAIN]
+    same = _identities(target, draft, variants, timed, prompts, sampling=sampling, rows=rows)
+    results = [
+        _result(
+            variant, timed[name], (plain, same_mode), costs,
+            time=decoders[name].shares, same=same.get(name),
+        )
+        for name, variant in variants.items()
+        if variant.draft_length
+    ]  # fmt: skip
     return Comparison(
         exact=exact,
         prompts=len(prompts),
@@ -184,11 +209,71 @@ def compare(
     )
 
 
+def _require_positive(draft_length: int, repeats: int, rows: int) -> None:
+    if min(draft_length, repeats, rows) < 1:
+        raise UserError(
+            "draft length, repeats, rows", f"{draft_length}, {repeats}, {rows}",
+            "at least 1 each", "Change the value.",
+        )  # fmt: skip
+
+
+def _variants(
+    draft_lengths: Sequence[int], exact: bool, window: int, adaptive: PassCosts | None
+) -> dict[str, Speculation]:
+    """What is run, by name: plain decoding, that of the mode, then each way to draft."""
+    found = {PLAIN: Speculation(0)}
+    if exact:
+        found[PLAIN_EXACT] = Speculation(0, exact, window)
+    for length in sorted(set(draft_lengths)):
+        found[f"draft {length}"] = Speculation(length, exact, window)
+    if adaptive is not None:
+        found["adaptive"] = Speculation(adaptive.longest, exact, window, adaptive)
+    return found
+
+
+def _identities(
+    target: LeanModel,
+    draft: LeanModel,
+    variants: Mapping[str, Speculation],
+    timed: Mapping[str, Timed],
+    prompts: Sequence[Prompt],
+    *,
+    sampling: Sampling,
+    rows: int,
+) -> dict[str, Identity]:
+    """Each drafted text, in exact mode its logits too, against plain decoding in the same mode.
+
+    Of sampled text nothing: it is equal in distribution only.
+    """
+    if not sampling.greedy:
+        return {}
+    drafted = {name: one for name, one in variants.items() if one.draft_length}
+    exact = PLAIN_EXACT in variants
+    plain = timed[PLAIN_EXACT if exact else PLAIN].written
+    found = {
+        name: identity(target, prompts, plain, timed[name].written, exact=exact) for name in drafted
+    }
+    if not exact:
+        return found
+
+    def digests(one: Speculation) -> list[str]:
+        decoder = SpeculativeDecoder(target, draft, one)
+        return logits_digests(decoder, prompts, sampling, rows)
+
+    wanted = digests(variants[PLAIN_EXACT])
+    return {
+        name: replace(found[name], equal_logits=sum(map(eq, digests(one), wanted)))
+        for name, one in drafted.items()
+    }
+
+
 def _result(
     setting: Speculation,
     found: Timed,
     plain: tuple[Timed, Timed],
     costs: PassCosts,
+    *,
+    time: TimeShares,
     same: Identity | None,
 ) -> LengthResult:
     acceptance = acceptance_of(found.rounds)
@@ -206,18 +291,22 @@ def _result(
         else ideal_speedup(expected_tokens(alpha, length), length, costs.cost_ratio),
         expected_speedup=None if adaptive else costs.speedup(alpha, length),
         break_even_acceptance=break_even(costs, length),
+        time=time,
         identity=same,
     )
 
 
+def fastest(results: Sequence[LengthResult]) -> LengthResult:
+    """The fixed length with the highest speedup."""
+    return max((one for one in results if not one.adaptive), key=lambda one: one.speedup.value)
+
+
 def recommend(results: Sequence[LengthResult]) -> Recommendation:
     """Go with the fastest fixed length if its whole interval is above 1 and all texts are right."""
-    best = max(
-        (one for one in results if not one.adaptive), key=lambda result: result.speedup.value
-    )
+    best = fastest(results)
     gain = f"draft length {best.draft_length} is the fastest: {_interval(best.speedup)}"
     if any(one.identity is not None and not one.identity.holds for one in results):
-        return Recommendation(False, 0, "texts differ from plain decoding by more than rounding")
+        return Recommendation(False, 0, "text or logits differ by more than the mode allows")
     if best.speedup.low <= 1:
         return Recommendation(False, 0, f"{gain}, which is not surely above 1")
     return Recommendation(True, best.draft_length, gain)

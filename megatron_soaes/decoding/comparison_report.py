@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,12 @@ from megatron_soaes.decoding.comparison import Comparison, LengthResult
 from megatron_soaes.files import write_json, write_text
 
 WIDTH, HEIGHT, MARGIN = 640, 360, 48
+REPORT_WIDTH = 110
+CAUTION = (
+    "A small model's speedup is mostly arithmetic of how long its operations take to dispatch, and "
+    "templated text flatters acceptance: for a real pair, predict from the acceptance measured on "
+    "its own text and from its own cost ratio, by the formula of the ideal."
+)
 
 
 def write_comparison(found: Comparison, out: Path) -> Path:
@@ -43,7 +50,14 @@ def print_comparison(found: Comparison, console: Console) -> None:
     console.print(speed)
     console.print(acceptance)
     for sentence in sentences(found):
-        console.print(sentence)
+        console.print(sentence, markup=False)
+
+
+def comparison_text(found: Comparison) -> str:
+    """What `print_comparison` shows, as plain text with tables of `REPORT_WIDTH` columns."""
+    out = StringIO()
+    print_comparison(found, Console(file=out, width=REPORT_WIDTH, highlight=False))
+    return out.getvalue()
 
 
 def _title(found: Comparison) -> str:
@@ -91,14 +105,21 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def sentences(found: Comparison) -> list[str]:
-    """Costs, every divergence, and the recommendation."""
+    """Costs, where the ideal speedup stays, what is the same, and the recommendation."""
     costs = found.costs
     lines = [
         f"One pass: target {1000 * costs.target[0]:.2f} ms, draft {1000 * costs.draft:.2f} ms; "
         f"cost ratio {costs.cost_ratio:.3f}. Judging {costs.longest + 1} tokens: "
-        f"{costs.target[-1] / costs.target[0]:.2f} passes."
+        f"{costs.target[-1] / costs.target[0]:.2f} passes.",
+        _time(found),
+        CAUTION,
     ]
     for one in found.lengths:
+        if one.identity is not None and one.identity.equal_logits is not None:
+            lines.append(
+                f"Draft length {_name(one)}: logits bitwise those of plain decoding for "
+                f"{one.identity.equal_logits} of {one.identity.prompts} prompts."
+            )
         for split in () if one.identity is None else one.identity.divergences:
             state = "a near tie" if split.is_near_tie else "NOT explained by rounding"
             lines.append(
@@ -109,6 +130,16 @@ def sentences(found: Comparison) -> list[str]:
     advice = found.recommendation
     lines.append(f"Recommendation: {'go' if advice.go else 'no-go'}. {advice.reason}.")
     return lines
+
+
+def _time(found: Comparison) -> str:
+    best, time = found.fastest, found.fastest.time
+    plain = " over plain decoding in exact mode" if found.exact else ""
+    return (
+        f"Draft length {best.draft_length}: the ideal is {best.ideal_speedup:.2f}x{plain}, reached "
+        f"{best.share_of_ideal:.0%}: drafting takes {time.drafting:.0%} of the time, judging "
+        f"{time.judging:.0%}, the rest {time.rest:.0%}."
+    )
 
 
 def plot_svg(found: Comparison) -> str:

@@ -6,19 +6,21 @@ the next prompt starts, in another order each time.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from megatron_soaes.decoding.draft_length import Round
 from megatron_soaes.decoding.interface import Prompt, Sampling
 from megatron_soaes.decoding.lean import LeanModel
-from megatron_soaes.decoding.speculative import Written
+from megatron_soaes.decoding.speculative import Speculation, SpeculativeDecoder, Step, Written
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
@@ -37,6 +39,67 @@ class Decoder(Protocol):
     ) -> list[Written]:
         """Complete all prompts, `rows` at a time."""
         ...
+
+
+@dataclass(frozen=True)
+class TimeShares:
+    """Where the time of a variant's runs went; the three add up to 1."""
+
+    drafting: float
+    """Passes of the draft, those over prompts included."""
+    judging: float
+    """Passes of the target, those over prompts included."""
+    rest: float
+    """Choosing, comparing and counting tokens between the passes."""
+
+
+class ClockedDecoder:
+    """A `SpeculativeDecoder` that knows where the time of all its runs went.
+
+    The clock is read around each pass: meant for a device on which the work is done when a call
+    returns, as on the CPU.
+    """
+
+    def __init__(self, target: LeanModel, draft: LeanModel, speculation: Speculation) -> None:
+        self._target, self._draft = _ClockedModel(target), _ClockedModel(draft)
+        self._decoder = SpeculativeDecoder(self._target, self._draft, speculation)
+        self._seconds = 0.0
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, rows: int = 1
+    ) -> list[Written]:
+        """See `SpeculativeDecoder`."""
+        started = time.perf_counter()
+        written = self._decoder.generate(prompts, sampling, rows)
+        self._seconds += time.perf_counter() - started
+        return written
+
+    @property
+    def shares(self) -> TimeShares:
+        """Of the runs so far, at least one."""
+        drafting, judging = self._draft.seconds, self._target.seconds
+        rest = self._seconds - drafting - judging
+        return TimeShares(*(part / self._seconds for part in (drafting, judging, rest)))
+
+
+class _ClockedModel(LeanModel):
+    """Another model's weights, and how long passes over them took."""
+
+    def __init__(self, model: LeanModel) -> None:
+        vars(self).update(vars(model))
+        self.seconds = 0.0
+
+    def hidden(self, *arguments: Any, **options: Any) -> Tensor:
+        started = time.perf_counter()
+        found = super().hidden(*arguments, **options)
+        self.seconds += time.perf_counter() - started
+        return found
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        started = time.perf_counter()
+        found = super().logits(hidden)
+        self.seconds += time.perf_counter() - started
+        return found
 
 
 @dataclass(frozen=True)
@@ -151,11 +214,14 @@ class Identity:
     prompts: int
     equal: int
     divergences: tuple[Divergence, ...]
+    equal_logits: int | None = None
+    """Prompts whose logits are bitwise those of plain decoding; None where no mode promises it."""
 
     @property
     def holds(self) -> bool:
         """Whether the mode's promise is kept."""
-        return all(one.is_near_tie for one in self.divergences)
+        explained = all(one.is_near_tie for one in self.divergences)
+        return explained and self.equal_logits in (None, self.prompts)
 
 
 def identity(
@@ -177,6 +243,22 @@ def identity(
     ]
     differing = tuple(one for one in found if one is not None)
     return Identity(len(prompts), len(prompts) - len(differing), differing)
+
+
+def logits_digests(
+    decoder: SpeculativeDecoder, prompts: Sequence[Prompt], sampling: Sampling, rows: int
+) -> list[str]:
+    """SHA-256 of the logits that each prompt's tokens were chosen or judged by.
+
+    Equal however many tokens a pass added, if and only if every logit is equal bit for bit.
+    """
+    digests = [hashlib.sha256() for _ in prompts]
+
+    def watch(step: Step) -> None:
+        digests[step.sequence].update(step.logits.cpu().contiguous().numpy().data)
+
+    decoder.generate(prompts, sampling, rows, watch)
+    return [one.hexdigest() for one in digests]
 
 
 @torch.inference_mode()

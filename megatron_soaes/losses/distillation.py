@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_soaes.errors import UserError
-from megatron_soaes.losses.divergences import Divergence, ForwardKL, TotalVariation
+from megatron_soaes.losses.divergences import Divergence, ForwardKL
 from megatron_soaes.losses.teachers import DenseTeacher, SampledTeacher, Teacher, TopKTeacher
 from megatron_soaes.losses.vocab_parallel import (
     FLOOR,
@@ -105,31 +105,6 @@ def token_divergences(
         _check_forward_kl(divergence)
         losses = _over_draws(rows, kept, teacher, scaling)
     return (temperature**2 * torch.where(kept, losses, 0.0)).view(loss_weights.shape)
-
-
-def acceptance_rates(
-    logits: Tensor,
-    loss_weights: Tensor,
-    teacher: DenseTeacher | TopKTeacher,
-    *,
-    vocab_size: int,
-    temperature: float = 1.0,
-) -> Tensor:
-    """alpha = sum(min(p, q)): how likely the target takes a token that the draft samples, no grad.
-
-    Leviathan et al. (arXiv 2211.17192), corollary 3.6. Shapes as in `token_divergences`, 0 at
-    positions without weight; with a `TopKTeacher` an upper bound.
-    """
-    with torch.no_grad():
-        rejected = token_divergences(
-            logits,
-            loss_weights,
-            teacher,
-            divergence=TotalVariation(),
-            vocab_size=vocab_size,
-            temperature=temperature,
-        )
-        return torch.where(loss_weights > 0, 1.0 - rejected / temperature**2, 0.0)
 
 
 @dataclass(frozen=True)

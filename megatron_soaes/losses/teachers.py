@@ -89,20 +89,20 @@ def top_k(logits: Tensor, k: int, vocab_size: int, temperature: float = 1.0) -> 
 
 def draw(
     logits: Tensor,
-    draws: int,
+    uniform: Tensor,
     vocab_size: int,
-    generator: torch.Generator,
     *,
     exponent: float = 1.0,
     temperature: float = 1.0,
 ) -> tuple[SampledTeacher, Tensor]:
-    """Independent draws at each position from r proportional to p ** exponent, with replacement.
+    """Draws at each position from r proportional to p ** exponent, with replacement.
 
     Random sampling knowledge distillation (Anshumann et al., arXiv 2503.16870), p = softmax(logits
     / temperature). logits: [batch, sequence, padded vocabulary / tensor_parallel], this rank's
-    columns (collective over tensor parallel); `generator` is on the CPU and in the same state on
-    all these ranks. The second result, [batch, sequence] fp32, is log(sum(p ** exponent)), from
-    which `log_weights` finds the weights again.
+    columns (collective over tensor parallel). uniform: [batch, sequence, draws] fp64 in [0, 1), the
+    same on all these ranks; each number decides one draw by inverting the cumulative distribution
+    over the token ids, so independent ones give independent draws. The second result, [batch,
+    sequence] fp32, is log(sum(p ** exponent)), from which `log_weights` finds the weights again.
     """
     rows = logits.detach().reshape(-1, logits.shape[-1])
     part = columns_of_rank(logits, vocab_size)
@@ -110,10 +110,9 @@ def draw(
     local = log_normalizers(rows, part.real, proposal)
     bounds = gather_from_ranks(local).double().softmax(0).cumsum(0)
     bounds = torch.cat((torch.zeros_like(bounds[:1]), bounds))[..., None]
-    uniform = torch.rand(len(rows), draws, generator=generator, dtype=torch.float64)
     rank = part.first // logits.shape[-1]
     start, end = bounds[rank], bounds[rank + 1]
-    targets = uniform.to(rows.device) * bounds[-1]
+    targets = uniform.to(rows.device).flatten(0, 1) * bounds[-1]
     ids = torch.zeros(targets.shape, dtype=torch.int64, device=rows.device)
     for chunk in chunks(rows, part.real):
         shares = (rows[chunk, : part.real].double() / proposal).softmax(1)
@@ -125,7 +124,7 @@ def draw(
     log_probs = values - total[:, None]
     log_normalizer = logsumexp_over_ranks(local) - exponent * total
     weights = log_weights(log_probs, log_normalizer[:, None], exponent)
-    shape = (*logits.shape[:-1], draws)
+    shape = uniform.shape
     teacher = SampledTeacher(ids.view(shape), log_probs.view(shape), weights.view(shape))
     return teacher, log_normalizer.view(shape[:-1])
 

@@ -130,6 +130,8 @@ def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerC
         # Batched messages between interleaved chunks are silently wrong over gloo.
         overlap_p2p_comm=layout.virtual_pipeline > 1,
         batch_p2p_comm=layout.virtual_pipeline == 1,
+        # Its other dispatchers refuse lengths that vary, whether the model has experts or not.
+        moe_token_dispatcher_type="alltoall",
         # Filling documents up for context parallelism gives micro-batches of different lengths.
         variable_seq_lengths=layout.context_parallel > 1 and layout.pipeline_parallel > 1,
         context_parallel_size=layout.context_parallel,

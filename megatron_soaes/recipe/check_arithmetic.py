@@ -5,20 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from megatron_soaes.recipe.check_distillation import check_distillation
 from megatron_soaes.recipe.check_evaluation import check_evaluation
 from megatron_soaes.recipe.check_references import check_references
 from megatron_soaes.recipe.check_schedule import check_schedule
 from megatron_soaes.recipe.fp8 import fp8_arithmetic
 from megatron_soaes.recipe.graph import layout_of, steps_of
 from megatron_soaes.recipe.problems import Problem
-from megatron_soaes.recipe.schema import EvaluateStage, ModelName, Recipe, Stage, TrainingStage
+from megatron_soaes.recipe.schema import (
+    CaptureStage,
+    DistillStage,
+    EvaluateStage,
+    ModelName,
+    Recipe,
+    Stage,
+    TrainingStage,
+)
 from megatron_soaes.recipe.shapes import ModelShape
 from megatron_soaes.recipe.training_settings import Layout, Recompute
 
 
 def check_arithmetic(recipe: Recipe, shapes: Mapping[ModelName, ModelShape]) -> list[Problem]:
     """Every broken rule that needs no machine. A model that is not in `shapes` is not measured."""
-    problems = [*check_references(recipe), *check_evaluation(recipe, shapes)]
+    problems = [
+        *check_references(recipe),
+        *check_evaluation(recipe, shapes),
+        *check_distillation(recipe, shapes),
+    ]
     for name, shape in shapes.items():
         problems += _model(recipe, name, shape)
     for stage in recipe.stages:
@@ -34,6 +47,15 @@ def check_arithmetic(recipe: Recipe, shapes: Mapping[ModelName, ModelShape]) -> 
         if isinstance(stage, EvaluateStage) and recipe.evaluation.has_windows:
             length, field = recipe.evaluation.sequence_length, "evaluation.sequence_length"
             problems += _sequence(length, field, layout, shape_or_none)
+        if isinstance(stage, CaptureStage):
+            path = f"stages.{stage.name}"
+            problems += _sequence(
+                stage.sequence_length, f"{path}.sequence_length", layout, shape_or_none
+            )
+            if stage.precision.fp8:
+                problems += fp8_arithmetic(stage, layout, shape_or_none)
+        if isinstance(stage, DistillStage) and stage.teacher and "target" in shapes:
+            problems += _layout_of_shape(layout, path, shapes["target"])
         if isinstance(stage, TrainingStage):
             problems += _training(stage, steps_of(recipe, stage), layout, shape_or_none)
     return list(dict.fromkeys(problems))

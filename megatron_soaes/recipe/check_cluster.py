@@ -9,7 +9,7 @@ from megatron_soaes.recipe.fp8 import release, transformer_engine_rules
 from megatron_soaes.recipe.gpus import GPUS
 from megatron_soaes.recipe.graph import layout_of
 from megatron_soaes.recipe.problems import Problem, did_you_mean
-from megatron_soaes.recipe.schema import Cluster, Recipe, Stage, TrainingStage
+from megatron_soaes.recipe.schema import Cluster, PreciseStage, Recipe, Stage
 
 
 def check_cluster(recipe: Recipe) -> list[Problem]:
@@ -22,7 +22,7 @@ def check_cluster(recipe: Recipe) -> list[Problem]:
         if recipe.models.get(stage.model) is None:
             continue
         problems += _processes(recipe, stage, cluster)
-        if isinstance(stage, TrainingStage) and stage.precision.fp8:
+        if isinstance(stage, PreciseStage) and stage.precision.fp8:
             problems += _fp8(stage, cluster)
     return list(dict.fromkeys(problems))
 
@@ -55,7 +55,7 @@ def _processes(recipe: Recipe, stage: Stage, cluster: Cluster) -> Iterator[Probl
         yield Problem(f"{path}.tensor_parallel", value, rule, f"Use one of {options}.")
 
 
-def _fp8(stage: TrainingStage, cluster: Cluster) -> Iterator[Problem]:
+def _fp8(stage: PreciseStage, cluster: Cluster) -> Iterator[Problem]:
     assert stage.precision.fp8 is not None
     recipe = stage.precision.fp8.recipe
     path = f"stages.{stage.name}.precision.fp8"

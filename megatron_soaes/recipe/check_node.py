@@ -10,7 +10,7 @@ from megatron_soaes.recipe.check_arithmetic import layout_path
 from megatron_soaes.recipe.fp8 import transformer_engine_rules
 from megatron_soaes.recipe.graph import layout_of
 from megatron_soaes.recipe.problems import Problem
-from megatron_soaes.recipe.schema import EvaluateStage, Recipe, Stage, TrainingStage
+from megatron_soaes.recipe.schema import EvaluateStage, PreciseStage, Recipe, Stage, TrainingStage
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def check_node(recipe: Recipe, machine: Machine) -> list[Problem]:
             continue
         if machine.device == "cuda":
             problems += _processes(recipe, stage, machine)
-        if isinstance(stage, TrainingStage) and stage.precision.fp8:
+        if isinstance(stage, PreciseStage) and stage.precision.fp8:
             problems += _fp8(stage, machine)
     return list(dict.fromkeys(problems))
 
@@ -63,7 +63,7 @@ def _processes(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[Probl
         yield Problem(layout_path(stage), found, rule, fix)
 
 
-def _fp8(stage: TrainingStage, machine: Machine) -> Iterator[Problem]:
+def _fp8(stage: PreciseStage, machine: Machine) -> Iterator[Problem]:
     """Without its hardware Megatron-Core would train in bf16 and say nothing; that is refused."""
     assert stage.precision.fp8 is not None
     path, recipe = f"stages.{stage.name}.precision.fp8", stage.precision.fp8.recipe

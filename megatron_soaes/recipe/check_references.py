@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from megatron_soaes.errors import UserError
+from megatron_soaes.recipe.check_distillation import check_answers_in_time
 from megatron_soaes.recipe.check_evaluation import evaluation_metrics
-from megatron_soaes.recipe.check_sft import check_blend_kind, check_single_stage
+from megatron_soaes.recipe.check_sft import check_blend_kind, check_passes, check_single_stage
+from megatron_soaes.recipe.data_settings import Dataset
 from megatron_soaes.recipe.gates import Gate
 from megatron_soaes.recipe.graph import (
     BEST,
@@ -19,12 +21,15 @@ from megatron_soaes.recipe.graph import (
 )
 from megatron_soaes.recipe.problems import Problem, did_you_mean, repeated, unknown
 from megatron_soaes.recipe.schema import (
+    CaptureStage,
     CPTStage,
-    Dataset,
+    DistillStage,
     EvaluateStage,
     Recipe,
+    RespondStage,
     SFTStage,
     SingleStage,
+    SpeculateStage,
     Stage,
     TrainingStage,
 )
@@ -41,7 +46,7 @@ def check_references(recipe: Recipe) -> list[Problem]:
     ]
 
 
-SOURCES = ("text", "conversations", "indexed", "indexed_conversations")
+SOURCES = ("text", "conversations", "indexed", "indexed_conversations", "responses")
 READING = {"key": "text", "chat": "conversations"}
 """Settings of a dataset that only mean something beside another field."""
 
@@ -100,10 +105,15 @@ def _stage(recipe: Recipe, stage: Stage) -> Iterator[Problem]:
             yield Problem(f"{path}.after", stage.after, "nothing in an evaluate stage", fix)
         yield from _starts(recipe, stage, f"{path}.checkpoints", stage.checkpoints)
         yield from repeated(f"{path}.checkpoints", stage.checkpoints)
-    elif stage.after is not None:
+    elif stage.after is not None and not isinstance(stage, SpeculateStage):
         yield from _starts(recipe, stage, f"{path}.after", [stage.after])
     if isinstance(stage, TrainingStage):
         yield from _training_data(recipe, stage)
+    if isinstance(stage, CaptureStage):
+        yield from _blend(recipe, stage, stage.blend)
+        yield from _held_out(recipe, f"{path}.validation", stage.validation)
+        yield from check_passes(recipe, stage)
+        yield from check_answers_in_time(recipe, stage, stage.validation)
     yield from _gates(recipe, stage)
 
 
@@ -124,10 +134,12 @@ def _training_data(recipe: Recipe, stage: TrainingStage) -> Iterator[Problem]:
     path = f"stages.{stage.name}"
     match stage:
         case CPTStage() | SFTStage():
-            blends = recipe.data.blends
-            yield from unknown(f"{path}.blend", [stage.blend], blends, "one of data.blends")
-            if stage.blend in blends:
+            yield from _blend(recipe, stage, stage.blend)
+            if stage.blend in recipe.data.blends:
                 yield from check_blend_kind(recipe, stage)
+        case DistillStage() if stage.blend is not None:
+            yield from _blend(recipe, stage, stage.blend)
+            yield from check_passes(recipe, stage)
         case SingleStage():
             yield from check_single_stage(recipe, stage)
     sets = stage.validation.sets
@@ -135,7 +147,16 @@ def _training_data(recipe: Recipe, stage: TrainingStage) -> Iterator[Problem]:
     if stage.validation.best is not None:
         rule = "a set of the stage's validation.sets"
         yield from unknown(f"{path}.validation.best", [stage.validation.best], sets, rule)
+    yield from check_answers_in_time(recipe, stage, sets)
     yield from repeated(f"{path}.allow_changes", stage.allow_changes)
+
+
+def _blend(recipe: Recipe, stage: Stage, name: str) -> Iterator[Problem]:
+    """A blend that is there, of data that is there when the stage runs."""
+    blends = recipe.data.blends
+    yield from unknown(f"stages.{stage.name}.blend", [name], blends, "one of data.blends")
+    if name in blends:
+        yield from check_answers_in_time(recipe, stage, blends[name].names())
 
 
 def _held_out(recipe: Recipe, path: str, sets: Sequence[str]) -> Iterator[Problem]:
@@ -155,9 +176,12 @@ def _held_out(recipe: Recipe, path: str, sets: Sequence[str]) -> Iterator[Proble
 
 
 def _trains_on(recipe: Recipe, stage: Stage, dataset: str) -> bool:
-    if not isinstance(stage, CPTStage | SFTStage):
+    """Whether a stage's weights see a dataset, directly or as prompts that a model answers."""
+    if isinstance(stage, RespondStage):
+        return dataset in stage.prompts
+    if not isinstance(stage, CPTStage | SFTStage | DistillStage | CaptureStage):
         return False
-    blend = recipe.data.blends.get(stage.blend)
+    blend = recipe.data.blends.get(stage.blend) if stage.blend else None
     return blend is not None and dataset in blend.names()
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_soaes.recipe.problems import Problem, did_you_mean
-from megatron_soaes.recipe.schema import CPTStage, Recipe, SFTStage, SingleStage
+from megatron_soaes.recipe.schema import (
+    CaptureStage,
+    CPTStage,
+    DistillStage,
+    Recipe,
+    SFTStage,
+    SingleStage,
+)
 
 COMMON = ("model", "sequence_length", "global_batch_size")
 """What a single-stage control must have in common with the stages whose samples it takes."""
@@ -28,15 +35,24 @@ def check_blend_kind(recipe: Recipe, stage: CPTStage | SFTStage) -> Iterator[Pro
     if (stage.steps is None) == (stage.epochs is None):
         found = "both steps and epochs" if stage.steps else "neither steps nor epochs"
         yield Problem(path, found, "exactly one of them", "Give `steps` or `epochs`.")
-    if stage.epochs is None:
+    yield from check_passes(recipe, stage)
+
+
+def check_passes(
+    recipe: Recipe, stage: SFTStage | DistillStage | CaptureStage
+) -> Iterator[Problem]:
+    """Passes are counted over conversations; documents come by samples or as replay."""
+    if stage.epochs is None or stage.blend is None or stage.blend not in recipe.data.blends:
         return
+    path, blend = f"stages.{stage.name}", recipe.data.blends[stage.blend]
+    other = "samples" if isinstance(stage, CaptureStage) else "steps"
     for name in blend.weights:
-        if name in datasets and not datasets[name].is_chat:
-            fix = "Give `steps`, or move it to the blend's replay."
+        if name in recipe.data.datasets and not recipe.data.datasets[name].is_chat:
+            fix = f"Give `{other}`, or move it to the blend's replay."
             found = f"documents '{name}'"
             yield Problem(f"{path}.epochs", found, "conversations, which have passes", fix)
     if blend.replay and blend.replay.share == 1:
-        fix = "Lower the share, or give `steps`."
+        fix = f"Lower the share, or give `{other}`."
         yield Problem(f"{path}.epochs", "nothing but replay", "a replay share below 1", fix)
 
 

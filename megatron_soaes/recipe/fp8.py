@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from megatron_soaes.recipe.problems import Problem
-from megatron_soaes.recipe.schema import TrainingStage
+from megatron_soaes.recipe.schema import CaptureStage, PreciseStage
 from megatron_soaes.recipe.shapes import ModelShape
 from megatron_soaes.recipe.training_settings import Layout
 
@@ -23,7 +23,7 @@ LAYERNORM_RECOMPUTE_SINCE = "2.6.0"
 
 
 def fp8_arithmetic(
-    stage: TrainingStage, layout: Layout, shape: ModelShape | None
+    stage: PreciseStage, layout: Layout, shape: ModelShape | None
 ) -> Iterator[Problem]:
     """Broken rules of the stage's FP8 settings that need no machine; the stage has FP8 on."""
     fp8 = stage.precision.fp8
@@ -46,7 +46,7 @@ def fp8_arithmetic(
 
 
 def _dimensions(
-    stage: TrainingStage, layout: Layout, shape: ModelShape, path: str
+    stage: PreciseStage, layout: Layout, shape: ModelShape, path: str
 ) -> Iterator[Problem]:
     """Every side of every FP8 matrix product is a multiple of 16, of a block's 32 for mxfp8."""
     assert stage.precision.fp8 is not None
@@ -69,7 +69,7 @@ def _dimensions(
             yield Problem(path, found, rule, fix)
 
 
-def transformer_engine_rules(stage: TrainingStage, version: str) -> Iterator[Problem]:
+def transformer_engine_rules(stage: PreciseStage, version: str) -> Iterator[Problem]:
     """Broken rules of a stage with FP8 under this version of Transformer Engine."""
     fp8 = stage.precision.fp8
     assert fp8 is not None
@@ -92,6 +92,8 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in match[0].split(".")) if match else ()
 
 
-def _recomputes_norms(stage: TrainingStage) -> bool:
+def _recomputes_norms(stage: PreciseStage) -> bool:
+    if isinstance(stage, CaptureStage):
+        return False
     recompute = stage.recompute
     return recompute.granularity == "selective" and "layernorm" in recompute.modules

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from itertools import takewhile
 
+from megatron_soaes.recipe.data_settings import Blend
 from megatron_soaes.recipe.schema import (
-    Blend,
+    CaptureStage,
     CPTStage,
+    DistillStage,
     ModelName,
     ModelSource,
     Recipe,
     SFTStage,
     SingleStage,
+    SpeculateStage,
     Stage,
     TrainingStage,
 )
@@ -69,30 +72,46 @@ def parts_of(recipe: Recipe, stage: SingleStage) -> list[SFTStage]:
     return [known[name] for name in stage.of if name in known]
 
 
-def blends_of(recipe: Recipe, stage: TrainingStage) -> list[Blend]:
-    """What a stage trains on: its blend, or those of the stages it stands for."""
+def capture_of(recipe: Recipe, stage: DistillStage) -> CaptureStage | None:
+    """The capture that a distillation reads, if it reads one that exists."""
+    known = {one.name: one for one in recipe.stages if isinstance(one, CaptureStage)}
+    return known.get(stage.captured) if stage.captured else None
+
+
+def blends_of(recipe: Recipe, stage: TrainingStage | CaptureStage) -> list[Blend]:
+    """What a stage reads: its blend, or those of the stages it stands for."""
     match stage:
-        case CPTStage() | SFTStage():
+        case CPTStage() | SFTStage() | CaptureStage():
             return [recipe.data.blends[stage.blend]]
         case SingleStage():
             return [recipe.data.blends[part.blend] for part in parts_of(recipe, stage)]
+        case DistillStage():
+            capture = capture_of(recipe, stage)
+            name = capture.blend if capture else stage.blend
+            return [recipe.data.blends[name]] if name else []
     raise TypeError(type(stage))
 
 
-def datasets_of(recipe: Recipe, stage: TrainingStage) -> list[str]:
-    """Names of the datasets that a stage trains on."""
+def datasets_of(recipe: Recipe, stage: TrainingStage | CaptureStage) -> list[str]:
+    """Names of the datasets that a stage trains on, or captures."""
     return list(dict.fromkeys(name for blend in blends_of(recipe, stage) for name in blend.names()))
 
 
 def steps_of(recipe: Recipe, stage: TrainingStage) -> int | None:
     """Optimizer steps, None where passes over data that is not packed yet decide."""
     match stage:
-        case CPTStage() | SFTStage():
+        case CPTStage() | SFTStage() | DistillStage():
             return stage.steps
         case SingleStage():
             steps = [part.steps for part in parts_of(recipe, stage)]
             return None if None in steps else sum(filter(None, steps))
     raise TypeError(type(stage))
+
+
+def target_line(recipe: Recipe, stage: Stage) -> list[TrainingStage]:
+    """The target's training stages above a stage, in order: where a teacher may come from."""
+    above = takewhile(lambda other: other.name != stage.name, recipe.stages)
+    return [one for one in above if isinstance(one, TrainingStage) and one.model == "target"]
 
 
 def preprocess_node(dataset: str) -> str:
@@ -111,7 +130,9 @@ def nodes(recipe: Recipe) -> list[str]:
     One preprocessing step for each dataset to tokenize, one import for each model in use, then the
     stages of the recipe.
     """
-    used = {stage.model for stage in recipe.stages}
+    used = {stage.model for stage in recipe.stages if not isinstance(stage, SpeculateStage)}
+    if any(isinstance(stage, DistillStage) and stage.teacher for stage in recipe.stages):
+        used.add("target")
     models: tuple[ModelName, ...] = ("target", "draft")
     return [
         *(preprocess_node(name) for name, dataset in recipe.data.datasets.items() if dataset.files),

@@ -13,10 +13,11 @@ from pydantic_core import ErrorDetails
 
 from megatron_soaes.errors import UserError
 from megatron_soaes.recipe import yaml_text
+from megatron_soaes.recipe.data_settings import Dataset
 from megatron_soaes.recipe.fields import field_at, stage_kinds
 from megatron_soaes.recipe.overrides import apply_overrides
 from megatron_soaes.recipe.problems import Problem, RecipeErrors, did_you_mean
-from megatron_soaes.recipe.schema import Dataset, Recipe
+from megatron_soaes.recipe.schema import Recipe
 from megatron_soaes.recipe.section import Section
 
 VALUE_WIDTH = 60

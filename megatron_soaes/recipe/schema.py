@@ -6,14 +6,20 @@ Every relative path in a recipe file is resolved against that file's folder when
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from megatron_soaes.recipe.data_settings import Data, Packing
+from megatron_soaes.recipe.distillation_settings import (
+    DistillationObjective,
+    DraftWindow,
+    Sampling,
+    Store,
+)
 from megatron_soaes.recipe.evaluation_settings import Evaluation
-from megatron_soaes.recipe.section import Name, Section, Share, Weight
+from megatron_soaes.recipe.section import Checkpoint, Name, Section, Weight
 from megatron_soaes.recipe.training_settings import (
     Checkpointing,
     Layout,
@@ -29,7 +35,6 @@ from megatron_soaes.recipe.training_settings import (
 
 ModelName = Literal["target", "draft"]
 FamilyName = Literal["qwen2", "qwen3", "llama"]
-Checkpoint = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(@best)?$")]
 
 
 class ModelSource(Section):
@@ -56,105 +61,6 @@ class ModelSource(Section):
         description="The vocabulary is padded to a multiple of this, whatever the layout; padding "
         "takes no part in the loss and never reaches an export.",
     )
-
-
-class Chat(Section):
-    """How conversations become tokens and loss weights; the chat template is the target's."""
-
-    format: Literal["auto", "messages", "sharegpt", "alpaca"] = Field(
-        "auto", description="How a record is laid out; auto: by its fields, record by record."
-    )
-    train_on: Literal["all", "last"] = Field(
-        "all", description="Which of the assistant's turns are trained."
-    )
-    system: str | None = Field(
-        None, description="System prompt of every conversation, in place of its own."
-    )
-    weight_key: str | None = Field(
-        None, description="Key of a record's loss weight, above 0; by default all weigh 1."
-    )
-    date: datetime.date | None = Field(
-        None, description="The date that a chat template writes which asks for today's."
-    )
-    source_key: str | None = Field(
-        None,
-        description="Key of a record's source, such as its topic: validation is told by source. "
-        "By default all records have one source, the dataset.",
-    )
-
-
-class Dataset(Section):
-    """One named source of documents or conversations: files to tokenize, or an indexed dataset."""
-
-    text: list[str] = Field(
-        [], description="JSONL(.gz/.zst) or Parquet files or globs of documents to tokenize."
-    )
-    key: str = Field("text", description="The JSON key or column that holds a document's text.")
-    conversations: list[str] = Field(
-        [], description="JSONL(.gz/.zst) or Parquet files or globs of conversations, for SFT."
-    )
-    chat: Chat = Field(Chat(), description="How `conversations` are read.")
-    indexed: Path | None = Field(
-        None, description="Prefix of an existing .bin/.idx pair of documents instead."
-    )
-    indexed_conversations: Path | None = Field(
-        None, description="Prefix of a dataset that `soaes prep sft` made, instead."
-    )
-    holdout: Share = Field(
-        0.0,
-        description="Share of the documents or conversations (the last ones) kept for validation "
-        "only.",
-    )
-
-    @property
-    def is_chat(self) -> bool:
-        """Whether it holds conversations, not documents."""
-        return bool(self.conversations) or self.indexed_conversations is not None
-
-    @property
-    def files(self) -> list[str]:
-        """The files or globs to tokenize; none for an indexed dataset."""
-        return self.conversations or self.text
-
-
-class Replay(Section):
-    """Data of earlier stages or of general kind, mixed in against forgetting."""
-
-    weights: dict[Name, Weight] = Field(description="Dataset name to weight.")
-    share: Share = Field(description="Share of all training samples that are replay.")
-
-
-class Blend(Section):
-    """A weighted mixture of datasets; weights need not sum to 1."""
-
-    weights: dict[Name, Weight] = Field(description="Dataset name to weight.")
-    replay: Replay | None = Field(None, description="General data mixed in against forgetting.")
-
-    def names(self) -> list[str]:
-        """All datasets of the mixture."""
-        return list(dict.fromkeys([*self.weights, *(self.replay.weights if self.replay else ())]))
-
-    def shares(self) -> dict[str, float]:
-        """Share of the training samples by dataset name; the shares sum to 1."""
-        parts = [(self.weights, 1.0)]
-        if self.replay:
-            parts = [
-                (self.weights, 1 - self.replay.share),
-                (self.replay.weights, self.replay.share),
-            ]
-        shares: dict[str, float] = {}
-        for weights, part in parts:
-            total = sum(weights.values())
-            for name, weight in weights.items():
-                shares[name] = shares.get(name, 0.0) + part * weight / total
-        return shares
-
-
-class Data(Section):
-    """All data of a recipe, by name."""
-
-    datasets: dict[Name, Dataset] = Field({}, description="Named sources of documents.")
-    blends: dict[Name, Blend] = Field({}, description="Named mixtures of datasets.")
 
 
 class Stage(Section):
@@ -216,6 +122,7 @@ class TrainingStage(Stage):
             "steps",
             "optimizer",
             "schedule",
+            "objective",
         ]
     ] = Field([], description="What may differ from the checkpoint this stage resumes from.")
 
@@ -226,21 +133,6 @@ class CPTStage(TrainingStage):
     kind: Literal["cpt"]
     blend: Name = Field(description="Which of `data.blends` it trains on.")
     steps: PositiveInt = Field(description="Optimizer steps.")
-
-
-class Packing(Section):
-    """How conversations share a sequence; none is split and none sees another."""
-
-    order: Literal["shuffled", "as_given"] = Field(
-        "shuffled",
-        description="shuffled: packed as tightly as they fit, packs in a new random order each "
-        "pass; as_given: packed and trained in the dataset's order, for a curriculum within it.",
-    )
-    too_long: Literal["refuse", "truncate", "drop"] = Field(
-        "refuse",
-        description="What happens to a conversation with more than sequence_length + 1 tokens. "
-        "What was truncated or dropped is counted in the stage's metrics.",
-    )
 
 
 class SFTStage(TrainingStage):
@@ -269,6 +161,106 @@ class SingleStage(TrainingStage):
     )
 
 
+class RespondStage(Stage):
+    """The model's own answers to prompts, as a dataset that others name by `responses`.
+
+    A conversation's prompt is all before its last answer, a document's its first tokens. Answers
+    are kept as the tokens that were written; every one of them is trained on. What a model writes
+    itself is what a draft for it learns most from.
+    """
+
+    kind: Literal["respond"]
+    prompts: list[Name] = Field(min_length=1, description="Datasets that give the prompts.")
+    prompts_per_dataset: PositiveInt | None = Field(
+        None, description="So many of each, evenly spread over it; by default all."
+    )
+    document_prefix: PositiveInt = Field(32, description="Tokens of a document that are a prompt.")
+    sampling: Sampling = Field(Sampling(), description="How answers are written.")
+    backend: Literal["megatron", "lean", "endpoint"] = Field(
+        "megatron",
+        description="megatron: the checkpoint in the stage's layout; lean: one process on one "
+        "device, from an HF copy in the stage's folder; endpoint: a server of the exported model.",
+    )
+    url: str | None = Field(None, description="endpoint: address of an OpenAI-compatible server.")
+    served_model: str | None = Field(None, description="endpoint: name of the model there.")
+    dtype: Literal["fp32", "bf16"] = Field("bf16", description="Arithmetic of the answers.")
+    batch_size: PositiveInt = Field(32, description="Prompts answered together.")
+
+
+class CaptureStage(Stage):
+    """What the model holds likely at every position of stored text, for distillation to read."""
+
+    kind: Literal["capture"]
+    blend: Name = Field(description="Which of `data.blends` is read.")
+    sequence_length: PositiveInt = Field(description="Tokens of each sample.")
+    samples: PositiveInt | None = Field(None, description="Samples; give this or epochs.")
+    epochs: Weight | None = Field(
+        None, description="Passes over each conversation dataset of the blend, times its weight."
+    )
+    packing: Packing = Field(Packing(), description="How conversations share a sequence.")
+    validation: list[Name] = Field(
+        [], description="Held-out datasets that are captured too, for the student's validation."
+    )
+    validation_samples: PositiveInt = Field(64, description="Most samples of each of them.")
+    micro_batch_size: PositiveInt = Field(1, description="Samples of one forward pass.")
+    precision: Precision = Field(Precision(), description="Arithmetic.")
+    store: Store = Field(Store(), description="What is kept of each position.")
+
+
+class DistillStage(TrainingStage):
+    """Training on a target's probabilities: captured before, or computed beside the student."""
+
+    kind: Literal["distill"]
+    model: ModelName = Field("draft", description="The student; the teacher is the target.")
+    captured: Name | None = Field(
+        None, description="The capture stage whose samples and probabilities it trains on."
+    )
+    teacher: Checkpoint | None = Field(
+        None,
+        description="Instead: the target's checkpoint that runs beside the student, in the "
+        "student's layout and arithmetic.",
+    )
+    blend: Name | None = Field(None, description="With `teacher`: what it trains on.")
+    packing: Packing = Field(Packing(), description="With `teacher`: as in sft.")
+    steps: PositiveInt | None = Field(None, description="Optimizer steps; give this or epochs.")
+    epochs: Weight | None = Field(
+        None,
+        description="Passes over the captured samples, or, with `teacher`, as in sft. Give this or "
+        "steps.",
+    )
+    objective: DistillationObjective = Field(
+        DistillationObjective(), description="What is minimised."
+    )
+    draft_window: DraftWindow = Field(
+        DraftWindow(), description="What validation says about drafting."
+    )
+
+
+class SpeculateStage(Stage):
+    """Plain against speculative decoding of an exported pair: speed, acceptance, the same text."""
+
+    kind: Literal["speculate"]
+    target: Name = Field(description="The export stage of the target.")
+    draft: Name = Field(description="The export stage of the draft.")
+    prompts: Path = Field(description="A .jsonl with prompt or messages, or lines of text.")
+    most_prompts: PositiveInt | None = Field(None, description="By default all of the file.")
+    modes: list[Literal["fast", "exact"]] = Field(
+        ["fast", "exact"],
+        min_length=1,
+        description="exact: logits bitwise those of plain decoding.",
+    )
+    draft_lengths: list[PositiveInt] = Field(
+        [1, 2, 3, 4, 5, 6, 7], min_length=1, description="Tokens drafted for each pass."
+    )
+    adaptive: bool = Field(False, description="Also a length that follows the acceptance.")
+    repeats: Annotated[int, Field(ge=2)] = Field(3, description="Times each prompt is decoded.")
+    max_new_tokens: PositiveInt = Field(64, description="Most tokens written after a prompt.")
+    dtype: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Of the target; auto: what is faster on this machine."
+    )
+    draft_dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="Of the draft.")
+
+
 class EvaluateStage(Stage):
     """All that `evaluation` names, measured on several checkpoints of one model, side by side.
 
@@ -294,8 +286,13 @@ class ExportStage(Stage):
     format: Literal["hf"] = Field("hf", description="What is written.")
 
 
-AnyTrainingStage = CPTStage | SFTStage | SingleStage
-AnyStage = Annotated[AnyTrainingStage | EvaluateStage | ExportStage, Field(discriminator="kind")]
+PreciseStage = TrainingStage | CaptureStage
+"""The stages whose arithmetic the recipe says in full, FP8 included."""
+AnyTrainingStage = CPTStage | SFTStage | SingleStage | DistillStage
+AnyStage = Annotated[
+    AnyTrainingStage | RespondStage | CaptureStage | EvaluateStage | ExportStage | SpeculateStage,
+    Field(discriminator="kind"),
+]
 
 
 class Export(Section):

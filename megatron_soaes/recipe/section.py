@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(gt=0)]
+Checkpoint = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(@best)?$")]
+"""A stage's newest checkpoint, or its best."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.tokenizer import load_tokenizer
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe.schema import ModelSource, Packing, Recipe
+from megatron_soaes.recipe.data_settings import Packing
+from megatron_soaes.recipe.schema import ModelSource, Recipe
 from megatron_soaes.recipe.shapes import ModelShape
 from megatron_soaes.stages.locations import indexed_files, indexed_prefix
 

@@ -102,6 +102,7 @@ class EvaluateStage(Stage):
         """Load a checkpoint, measure it, and leave its result; its metrics (collective)."""
         from megatron_soaes.checkpoint.directory import best_iteration, require_iteration
         from megatron_soaes.training.engine import build_options, load_model
+        from megatron_soaes.training.objective import CrossEntropy
         from megatron_soaes.training.validation import validate
 
         recipe, layout = self.recipe, self._layout()
@@ -113,8 +114,9 @@ class EvaluateStage(Stage):
         best = name.endswith(graph.BEST)
         iteration = best_iteration(root) if best else require_iteration(root)
         chunks = load_model(shape, options, root, iteration)
+        loss = CrossEntropy(shape.vocab_size)
         metrics: dict[str, Any] = dict(
-            validate(chunks, shape.vocab_size, sets, evaluation.micro_batch_size, layout)
+            validate(chunks, loss, sets, evaluation.micro_batch_size, layout)
         )
         if evaluation.tasks:
             metrics |= means(self._tasks(name, iteration, chunks, tasks))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sized
 
 from megatron_soaes.recipe import graph
 from megatron_soaes.recipe.check import check
-from megatron_soaes.recipe.schema import EvaluateStage, Recipe, TrainingStage
+from megatron_soaes.recipe.schema import CaptureStage, EvaluateStage, Recipe, TrainingStage
 from megatron_soaes.stages.datasets import held_out_sets, reading_for
 from megatron_soaes.stages.mixtures import too_long_of, training_mixture
 
@@ -19,7 +19,7 @@ def build_indexes(recipe: Recipe, say: Callable[[str], None]) -> None:
     """
     shapes = check(recipe)
     for stage in recipe.stages:
-        if not isinstance(stage, TrainingStage | EvaluateStage):
+        if not isinstance(stage, TrainingStage | CaptureStage | EvaluateStage):
             continue
         if isinstance(stage, EvaluateStage) and not recipe.evaluation.perplexity:
             continue
@@ -28,12 +28,22 @@ def build_indexes(recipe: Recipe, say: Callable[[str], None]) -> None:
             reading = reading_for(recipe, source, shape, recipe.evaluation.sequence_length)
             sets = held_out_sets(reading, recipe.evaluation.perplexity, "refuse")
             say(f"{stage.name}: {_describe(sets)}")
+        elif waits_for := _answers_to_come(recipe, stage):
+            say(f"{stage.name}: reads what '{waits_for}' answers, so its index is made in the run")
         else:
             reading = reading_for(recipe, source, shape, stage.sequence_length)
             mixture, steps = training_mixture(reading, stage)
-            sets = held_out_sets(reading, stage.validation.sets, too_long_of(stage))
+            held_out = stage.validation
+            names = held_out if isinstance(held_out, list) else held_out.sets
+            sets = held_out_sets(reading, names, too_long_of(recipe, stage))
             samples = len(mixture.source_ids)
             say(f"{stage.name}: {samples:,} training samples, {steps:,} steps, {_describe(sets)}")
+
+
+def _answers_to_come(recipe: Recipe, stage: TrainingStage | CaptureStage) -> str | None:
+    """The respond stage whose answers a stage reads, if it reads any."""
+    datasets = (recipe.data.datasets[name] for name in graph.datasets_of(recipe, stage))
+    return next((one.responses for one in datasets if one.responses), None)
 
 
 def _describe(sets: Mapping[str, Sized]) -> str:

@@ -11,11 +11,29 @@ from megatron_soaes.recipe.schema import ModelName, Recipe
 def indexed_prefix(recipe: Recipe, dataset: str) -> Path:
     """Path without suffix of a dataset's tokens: made by its preprocessing, or given."""
     wanted = recipe.data.datasets[dataset]
+    if wanted.responses is not None:
+        return responses_prefix(recipe, wanted.responses)
     given = wanted.indexed or wanted.indexed_conversations
     if given is not None:
         return given
     made = preprocess_prefix(recipe, dataset)
     return made if wanted.is_chat else made.with_name(f"{dataset}_{wanted.key}_document")
+
+
+def responses_prefix(recipe: Recipe, stage: str) -> Path:
+    """The prefix of the dataset that a respond stage writes."""
+    return recipe.workdir / stage / "responses"
+
+
+def exported_hf(recipe: Recipe, stage: str) -> Path:
+    """The HF directory that an export stage writes."""
+    return recipe.workdir / stage / "hf"
+
+
+def capture_store(recipe: Recipe, stage: str, validation: str | None = None) -> Path:
+    """The store that a capture stage writes, or that of one of its validation sets."""
+    folder = recipe.workdir / stage
+    return folder / "validation" / validation if validation else folder / "store"
 
 
 def preprocess_prefix(recipe: Recipe, dataset: str) -> Path:

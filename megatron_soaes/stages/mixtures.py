@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_soaes.recipe import graph
+from megatron_soaes.recipe.data_settings import Blend, Packing
 from megatron_soaes.recipe.schema import (
     AnyTrainingStage,
-    Blend,
+    CaptureStage,
     CPTStage,
-    Packing,
+    DistillStage,
     Recipe,
     SFTStage,
     SingleStage,
@@ -30,56 +31,99 @@ if TYPE_CHECKING:
     from megatron_soaes.data.conversations import Packs
 
 
-def mixture_config(recipe: Recipe, stage: AnyTrainingStage) -> list[dict[str, Any]]:
-    """What of the recipe decides which samples a stage trains on, for a plan."""
+ReadingStage = AnyTrainingStage | CaptureStage
+"""The stages that read samples in an order of their own."""
+
+
+def mixture_config(recipe: Recipe, stage: ReadingStage) -> list[dict[str, Any]]:
+    """What of the recipe decides which samples a stage reads, for a plan."""
     match stage:
         case CPTStage():
             return [{"shares": recipe.data.blends[stage.blend].shares()}]
-        case SFTStage():
-            blend = recipe.data.blends[stage.blend].model_dump(mode="json")
-            length = {"steps": stage.steps, "epochs": stage.epochs}
-            return [{"blend": blend, **length, "packing": stage.packing.model_dump()}]
+        case SFTStage() | DistillStage() | CaptureStage():
+            captured = graph.capture_of(recipe, stage) if isinstance(stage, DistillStage) else None
+            if captured is not None:
+                assert isinstance(stage, DistillStage)
+                length = {"steps": stage.steps, "epochs": stage.epochs}
+                return [{"of": mixture_config(recipe, captured), **length}]
+            (blend,) = graph.blends_of(recipe, stage)
+            wanted = _wanted(stage)
+            length = {"samples": wanted.samples, "epochs": wanted.epochs}
+            packing = wanted.packing.model_dump()
+            return [{"blend": blend.model_dump(mode="json"), **length, "packing": packing}]
         case SingleStage():
             parts = graph.parts_of(recipe, stage)
             return [entry for part in parts for entry in mixture_config(recipe, part)]
 
 
-def too_long_of(stage: AnyTrainingStage) -> TooLong:
+def too_long_of(recipe: Recipe, stage: ReadingStage) -> TooLong:
     """What happens to a validation conversation that is too long: what happens in training."""
-    return stage.packing.too_long if isinstance(stage, SFTStage) else "refuse"
+    match stage:
+        case SFTStage() | CaptureStage():
+            return stage.packing.too_long
+        case DistillStage():
+            return (graph.capture_of(recipe, stage) or stage).packing.too_long
+    return "refuse"
 
 
-def training_mixture(reading: Reading, stage: AnyTrainingStage) -> tuple[Mixture, int]:
-    """The samples of a stage in order, and its steps."""
-    from megatron_soaes.data.blend import ShuffledUnion, TrainingBlend
+def training_mixture(reading: Reading, stage: ReadingStage) -> tuple[Mixture, int]:
+    """The samples of a stage in order, and its steps (of a capture: its samples)."""
+    from megatron_soaes.data.blend import Passes, ShuffledUnion, TrainingBlend
 
     recipe = reading.recipe
-    match stage:
-        case CPTStage():
-            shares: Mapping[str, float] = recipe.data.blends[stage.blend].shares()
-            steps, packing = stage.steps, Packing()
-        case SFTStage():
-            packing = stage.packing
-            shares, steps = _shares_and_steps(reading, stage)
-        case SingleStage():
-            parts = [training_mixture(reading, part) for part in graph.parts_of(recipe, stage)]
-            union = ShuffledUnion([mixture for mixture, _ in parts], recipe.seed)
-            return union, sum(steps for _, steps in parts)
-    sources = {name: _opener(reading, name, packing) for name in recipe.data.datasets}
-    return TrainingBlend(sources, shares, steps * stage.global_batch_size), steps
+    if isinstance(stage, SingleStage):
+        parts = [training_mixture(reading, part) for part in graph.parts_of(recipe, stage)]
+        union = ShuffledUnion([mixture for mixture, _ in parts], recipe.seed)
+        return union, sum(steps for _, steps in parts)
+    if isinstance(stage, DistillStage) and (capture := graph.capture_of(recipe, stage)):
+        whole, count = training_mixture(reading, capture)
+        batch = stage.global_batch_size
+        steps = stage.steps or math.ceil((stage.epochs or 1) * count / batch)
+        return Passes(whole, steps * batch, recipe.seed), steps
+    wanted = _wanted(stage)
+    shares, samples = _shares_and_samples(reading, wanted)
+    steps = math.ceil(samples / wanted.batch)
+    sources = {name: _opener(reading, name, wanted.packing) for name in recipe.data.datasets}
+    return TrainingBlend(sources, shares, steps * wanted.batch), steps
 
 
-def packing_reports(reading: Reading, stage: AnyTrainingStage) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Wanted:
+    """What of a blend a stage reads."""
+
+    blend: str
+    packing: Packing
+    batch: int
+    """Samples of one step."""
+    samples: int | None
+    """In all; None where passes decide."""
+    epochs: float | None
+
+
+def _wanted(stage: CPTStage | SFTStage | DistillStage | CaptureStage) -> _Wanted:
+    if isinstance(stage, CaptureStage):
+        return _Wanted(stage.blend, stage.packing, 1, stage.samples, stage.epochs)
+    batch = stage.global_batch_size
+    if isinstance(stage, CPTStage):
+        return _Wanted(stage.blend, Packing(), batch, stage.steps * batch, None)
+    assert stage.blend is not None
+    samples = None if stage.steps is None else stage.steps * batch
+    return _Wanted(stage.blend, stage.packing, batch, samples, stage.epochs)
+
+
+def packing_reports(reading: Reading, stage: ReadingStage) -> dict[str, dict[str, Any]]:
     """What became of the conversations of each dataset that the stage packs."""
     reports: dict[str, dict[str, Any]] = {}
-    match stage:
-        case SFTStage():
-            for name in reading.recipe.data.blends[stage.blend].names():
-                if reading.recipe.data.datasets[name].is_chat:
-                    reports[name] = asdict(_packs(reading, name, stage.packing).report)
-        case SingleStage():
-            for part in graph.parts_of(reading.recipe, stage):
-                reports |= packing_reports(reading, part)
+    if isinstance(stage, SingleStage):
+        for part in graph.parts_of(reading.recipe, stage):
+            reports |= packing_reports(reading, part)
+        return reports
+    if isinstance(stage, DistillStage) and graph.capture_of(reading.recipe, stage):
+        return reports
+    wanted = _wanted(stage)
+    for name in reading.recipe.data.blends[wanted.blend].names():
+        if reading.recipe.data.datasets[name].is_chat:
+            reports[name] = asdict(_packs(reading, name, wanted.packing).report)
     return reports
 
 
@@ -102,20 +146,19 @@ def _packs(reading: Reading, name: str, packing: Packing) -> Packs:
     return Packs(chosen, reading.packs(packing), reading.source_id(name))
 
 
-def _shares_and_steps(reading: Reading, stage: SFTStage) -> tuple[Mapping[str, float], int]:
-    """Share of the samples by dataset, and steps; passes are counted in packs."""
-    blend = reading.recipe.data.blends[stage.blend]
-    if stage.steps is not None:
-        return blend.shares(), stage.steps
-    assert stage.epochs is not None
-    passes = {name: stage.epochs * weight for name, weight in blend.weights.items()}
+def _shares_and_samples(reading: Reading, wanted: _Wanted) -> tuple[Mapping[str, float], float]:
+    """Share of the samples by dataset, and samples in all; passes are counted in packs."""
+    blend = reading.recipe.data.blends[wanted.blend]
+    if wanted.samples is not None:
+        return blend.shares(), wanted.samples
+    assert wanted.epochs is not None
+    passes = {name: wanted.epochs * weight for name, weight in blend.weights.items()}
     samples = {
-        name: times * len(_packs(reading, name, stage.packing)) for name, times in passes.items()
+        name: times * len(_packs(reading, name, wanted.packing)) for name, times in passes.items()
     }
     samples = _with_replay(samples, blend)
     total = sum(samples.values())
-    shares = {name: count / total for name, count in samples.items()}
-    return shares, math.ceil(total / stage.global_batch_size)
+    return {name: count / total for name, count in samples.items()}, total
 
 
 def _with_replay(samples: dict[str, float], blend: Blend) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What all training stages do: continual pre-training, SFT stages and their control."""
+"""What all training stages do: CPT, SFT stages and their control, distillation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_soaes.recipe import graph
 from megatron_soaes.recipe.check import shapes_of
 from megatron_soaes.recipe.gpus import GPUS
-from megatron_soaes.recipe.schema import AnyTrainingStage, Recipe
+from megatron_soaes.recipe.schema import AnyTrainingStage, DistillStage, Recipe
 from megatron_soaes.stages.base import Plan, Stage, Stopped
 from megatron_soaes.stages.datasets import (
     data_config,
@@ -22,9 +22,10 @@ from megatron_soaes.stages.mixtures import (
     too_long_of,
     training_mixture,
 )
+from megatron_soaes.stages.teaching import teaching_inputs, teaching_of
 
 if TYPE_CHECKING:
-    from megatron_soaes.training.trainer import TrainingJob
+    from megatron_soaes.training.job import TrainingJob
 
 WITHOUT_EFFECT_ON_WEIGHTS = {
     "layout", "micro_batch_size", "overlap", "recompute", "validation", "checkpoints", "profile",
@@ -51,6 +52,7 @@ class TrainStage(Stage):
             inputs={
                 "start": checkpoint_root(self.recipe, start, stage.model),
                 **data_inputs(self.recipe, [*trained, *stage.validation.sets]),
+                **(teaching_inputs(self.recipe, stage) if isinstance(stage, DistillStage) else {}),
             },
             outputs={"checkpoints": self.directory / "checkpoints"},
             config={
@@ -85,18 +87,22 @@ class TrainStage(Stage):
         """Everything the stage needs, and what became of the conversations it packs."""
         from megatron_soaes.accelerator.groups import first_rank_first
         from megatron_soaes.accelerator.machine import read_machine
-        from megatron_soaes.training.trainer import TrainingJob
+        from megatron_soaes.training.job import TrainingJob
 
         stage, recipe = self.settings, self.recipe
         source = graph.model_of(recipe, stage)
         layout = graph.layout_of(recipe, stage)
-        shape = shapes_of(recipe)[0][stage.model]
+        shapes, _ = shapes_of(recipe)
+        shape = shapes[stage.model]
         reading = reading_for(recipe, source, shape, stage.sequence_length)
         # The first rank writes the indexes that the others then map.
         with first_rank_first():
             mixture, steps = training_mixture(reading, stage)
-            sets = held_out_sets(reading, stage.validation.sets, too_long_of(stage))
+            sets = held_out_sets(reading, stage.validation.sets, too_long_of(recipe, stage))
             packing = packing_reports(reading, stage)
+        teaching = None
+        if isinstance(stage, DistillStage):
+            teaching = teaching_of(reading, stage, shapes, mixture, sets)
         gpu = GPUS.get(recipe.cluster.gpu) if recipe.cluster else None
         rate = None
         if gpu is not None:
@@ -115,6 +121,7 @@ class TrainStage(Stage):
             out=self.directory,
             mixture=mixture,
             validation=sets,
+            teaching=teaching,
             peak_flops=rate * 1e12 if rate else None,
             written_by={
                 "layout": layout.model_dump(),

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.data.sample import MicroBatch
-from megatron_soaes.losses.cross_entropy import token_losses
 from megatron_soaes.models.zigzag import positions_of_rank
 from megatron_soaes.training.engine import Engine
+from megatron_soaes.training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ class StepResult:
 
 
 def train_step(
-    engine: Engine, batches: Sequence[MicroBatch], global_batch_size: int, stop_here: bool
+    engine: Engine,
+    objective: Objective,
+    batches: Sequence[MicroBatch],
+    global_batch_size: int,
+    stop_here: bool,
 ) -> StepResult:
     """Forward, backward and update on this replica's micro-batches (collective).
 
@@ -55,7 +59,7 @@ def train_step(
     for wrapped in engine.wrapped:
         wrapped.zero_grad_buffer()
     engine.optimizer.zero_grad()
-    local_loss = _run_schedule(engine.wrapped, engine.shape.vocab_size, batches, weight, train=True)
+    local_loss = run_schedule(engine.wrapped, objective, batches, weight, train=True)
     lr = _learning_rate(engine)
     engine.optimizer.prepare_grads()
     grad_norm = float(engine.optimizer.get_grad_norm())
@@ -71,14 +75,17 @@ def train_step(
 
 
 def evaluation_loss(
-    chunks: Sequence[GPTModel], vocab_size: int, batches: Sequence[MicroBatch]
+    chunks: Sequence[GPTModel], objective: Objective, batches: Sequence[MicroBatch]
 ) -> tuple[float, float]:
-    """Mean loss in nats over the trained tokens of all replicas' batches, and their weight."""
+    """Mean loss in nats over the trained tokens of all replicas' batches, and their weight.
+
+    Collective over the world.
+    """
     weight, _ = global_weight(batches)
     for chunk in chunks:
         chunk.eval()
     with torch.no_grad():
-        local_loss = _run_schedule(chunks, vocab_size, batches, weight, train=False)
+        local_loss = run_schedule(chunks, objective, batches, weight, train=False)
     for chunk in chunks:
         chunk.train()
     return sum_over_world([local_loss])[0], weight
@@ -103,9 +110,9 @@ def sum_over_world(values: Sequence[float]) -> list[float]:
     return [float(value) for value in total.tolist()]
 
 
-def _run_schedule(
+def run_schedule(
     models: Sequence[GPTModel | DistributedDataParallel],
-    vocab_size: int,
+    objective: Objective,
     batches: Sequence[MicroBatch],
     weight: float,
     train: bool,
@@ -117,7 +124,7 @@ def _run_schedule(
     """
     tokens = batches[0].inputs.shape[1]
     reports: list[Tensor] = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, vocab_size=vocab_size, weight=weight),
+        forward_step_func=partial(_forward_step, objective=objective, weight=weight),
         data_iterator=[iter(batches) for _ in models],
         model=list(models),
         num_microbatches=len(batches),
@@ -131,7 +138,7 @@ def _run_schedule(
 
 
 def _forward_step(
-    data_iterator: Iterator[MicroBatch], model: Any, vocab_size: int, weight: float
+    data_iterator: Iterator[MicroBatch], model: Any, objective: Objective, weight: float
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
     batch = _on_context_rank(next(data_iterator))
     output = model(
@@ -142,7 +149,7 @@ def _forward_step(
     )
 
     def loss_of(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        losses = token_losses(logits, batch.labels, vocab_size)
+        losses = objective.losses(logits, batch)
         # A position without weight may hold anything, infinity included.
         weighted = torch.where(batch.loss_weights > 0, losses * batch.loss_weights, 0.0)
         loss = weighted.sum() / weight
@@ -163,6 +170,7 @@ def _on_context_rank(batch: MicroBatch) -> MicroBatch:
         inputs=batch.inputs[:, mine],
         labels=batch.labels[:, mine],
         loss_weights=batch.loss_weights[:, mine],
+        answers=batch.answers.at(mine) if batch.answers else None,
     )
 
 

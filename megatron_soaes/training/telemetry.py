@@ -45,13 +45,14 @@ class Telemetry:
         if step % self._log_every == 0 or step == self._steps or not record["finite"]:
             self._console.print(self._line(step, record), markup=False, soft_wrap=True)
 
-    def validation(self, step: int, losses: Mapping[str, Mapping[str, float]]) -> None:
-        """Losses of every validation set after a step."""
-        self._write({"step": step, "validation": losses})
-        for name, figures in losses.items():
-            for figure, value in figures.items():
-                self._board.add_scalar(f"validation/{name}/{figure}", value, step)
-        parts = [f"{name} {figures['loss']:.4f}" for name, figures in losses.items()]
+    def validation(self, step: int, figures: Mapping[str, Mapping[str, Any]]) -> None:
+        """Loss and, in a distillation, acceptance of every validation set after a step."""
+        self._write({"step": step, "validation": figures})
+        for name, found in figures.items():
+            for figure, value in found.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"validation/{name}/{figure}", value, step)
+        parts = [f"{name} {_held_out(found)}" for name, found in figures.items()]
         self._console.print(
             f"  validation after step {step}: " + "  ".join(parts), markup=False, soft_wrap=True
         )
@@ -107,6 +108,11 @@ class Telemetry:
             f"{record['peak_memory_gib']:.1f} GiB  {left} left"
         )
         return text if record["finite"] else text + "  NOT FINITE: step skipped"
+
+
+def _held_out(figures: Mapping[str, Any]) -> str:
+    accepted = f" (acceptance {figures['alpha']:.1%})" if "alpha" in figures else ""
+    return f"{figures['loss']:.4f}{accepted}"
 
 
 def keep_records_until(metrics: Path, step: int) -> None:

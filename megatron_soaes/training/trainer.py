@@ -5,76 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 from torch.profiler import profile, schedule, tensorboard_trace_handler
 
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.accelerator.groups import seed_step, world_rank
 from megatron_soaes.accelerator.watchdog import Watchdog
-from megatron_soaes.checkpoint import directory, distributed
+from megatron_soaes.checkpoint import directory
 from megatron_soaes.checkpoint.megatron_arguments import megatron_arguments
 from megatron_soaes.checkpoint.saver import CheckpointSaver, SaveReport
 from megatron_soaes.checkpoint.trainer_state import (
-    Identity,
     TrainerState,
-    refuse_undeclared_changes,
 )
-from megatron_soaes.data.blend import Mixture, consumed_by_source, positions_of_rank
-from megatron_soaes.data.sample import MicroBatch, SampleSource, collate
+from megatron_soaes.data.blend import consumed_by_source, positions_of_rank
+from megatron_soaes.data.sample import MicroBatch, collate
 from megatron_soaes.errors import NonFiniteError
-from megatron_soaes.models.build import BuildOptions, dtype_named
-from megatron_soaes.recipe.schema import ModelSource, TrainingStage
-from megatron_soaes.recipe.shapes import ModelShape
-from megatron_soaes.recipe.training_settings import Layout
-from megatron_soaes.training.engine import (
-    Engine,
-    build_chunks,
-    build_engine,
-    build_options,
-    load_model,
-)
+from megatron_soaes.models.build import dtype_named
+from megatron_soaes.training.job import TrainingJob
 from megatron_soaes.training.non_finite import write_report
+from megatron_soaes.training.objective import CrossEntropy, Objective
 from megatron_soaes.training.progress import BestCheckpoint, overfitting
+from megatron_soaes.training.restoring import restore
 from megatron_soaes.training.step import StepResult, train_step
 from megatron_soaes.training.stopping import StopSignal
+from megatron_soaes.training.teaching import Lessons
 from megatron_soaes.training.telemetry import GIB, Telemetry, measured_matmul_rate
-from megatron_soaes.training.validation import validate
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """A training stage with everything it needs, resolved."""
-
-    stage: TrainingStage
-    steps: int
-    """Optimizer steps in all."""
-    layout: Layout
-    shape: ModelShape
-    source: ModelSource
-    seed: int
-    tokenizer: str
-    """SHA-256 of the tokenizer.json behind the blend."""
-    start: Path
-    """Checkpoint root the weights come from when nothing was saved yet: its newest iteration."""
-    out: Path
-    """Folder of the stage: checkpoints/, metrics.jsonl, tensorboard/, traces/, non_finite/."""
-    mixture: Mixture
-    validation: Mapping[str, SampleSource]
-    start_at_best: bool = False
-    """Whether to start from the iteration of `start` that is marked as the best instead."""
-    peak_flops: float | None = None
-    """Datasheet FLOP/s of one device, for MFU; measured when None."""
-    written_by: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where this stage saves."""
-        return self.out / "checkpoints"
+from megatron_soaes.training.validation import LOSS_FIGURES, validate
 
 
 @dataclass(frozen=True)
@@ -101,7 +60,10 @@ class Trainer:
         self.job = job
         self.stop = StopSignal()
         self.saver = CheckpointSaver(job.checkpoints, job.stage.checkpoints)
-        self.engine, self.state = _restore(job)
+        self.engine, self.state = restore(job)
+        loss = CrossEntropy(job.shape.vocab_size)
+        self.lessons = Lessons(job.teaching, job.build_options, loss) if job.teaching else None
+        self.objective: Objective = self.lessons.objective if self.lessons else loss
         self._non_finite_in_a_row = 0
         self._peak_flops = job.peak_flops or measured_matmul_rate(
             dtype_named(job.stage.precision.dtype)
@@ -116,13 +78,15 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Do the remaining steps."""
         stage = self.job.stage
-        validation: dict[str, dict[str, float]] = {}
+        validation: dict[str, dict[str, Any]] = {}
         self._say_start()
         with ExitStack() as stack:
             watchdog = stack.enter_context(Watchdog(stage.hang_timeout_s, "training"))
             profiler = self._profiler(stack)
             if self.state.iteration == 0:
                 validation = self._validate(0)
+                if self.lessons:
+                    self._remember(0, validation)
             for step in range(self.state.iteration + 1, self.job.steps + 1):
                 result = self._step(step)
                 if profiler is not None:
@@ -161,10 +125,13 @@ class Trainer:
                 [self.job.mixture[int(p)] for p in row],
                 device.torch_device,
                 self.job.layout.document_multiple,
+                self.lessons.answers(row) if self.lessons else (),
             )
             for row in positions
         ]
-        result = train_step(self.engine, batches, stage.global_batch_size, self.stop.received)
+        result = train_step(
+            self.engine, self.objective, batches, stage.global_batch_size, self.stop.received
+        )
         self.state = self._advanced(step, result)
         device.synchronize()
         self._report(step, result, time.perf_counter() - started)
@@ -210,31 +177,42 @@ class Trainer:
                 f"no weight was changed by them. What was in the batches: {folder}"
             )
 
-    def _validate(self, step: int) -> dict[str, dict[str, float]]:
+    def _validate(self, step: int) -> dict[str, dict[str, Any]]:
         stage = self.job.stage
         with self.engine.whole_weights():
             losses = validate(
                 self.engine.chunks,
-                self.job.shape.vocab_size,
+                self.objective,
                 self.job.validation,
                 stage.micro_batch_size,
                 self.job.layout,
                 most_windows=stage.validation.batches * stage.global_batch_size,
+                lessons=self.lessons,
             )
         if self.telemetry and losses:
             self.telemetry.validation(step, losses)
         return losses
 
-    def _judge(self, step: int, validation: Mapping[str, Mapping[str, float]]) -> bool:
-        """Remember the losses and warn of a set that overfits; is this step the best so far?"""
+    def _remember(self, step: int, validation: Mapping[str, Mapping[str, Any]]) -> None:
         losses = {name: figures["loss"] for name, figures in validation.items()}
-        history = [*self.state.validation, {"step": step, "losses": losses}]
+        entry: dict[str, Any] = {"step": step, "losses": losses}
+        if self.lessons:
+            entry["acceptance"] = {
+                name: {key: value for key, value in figures.items() if key not in LOSS_FIGURES}
+                for name, figures in validation.items()
+            }
+        self.state = replace(self.state, validation=[*self.state.validation, entry])
+
+    def _judge(self, step: int, validation: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Remember the figures and warn of a set that overfits; is this step the best so far?"""
+        self._remember(step, validation)
+        history = [entry["losses"] for entry in self.state.validation]
         decides = self.job.stage.validation.best
         before = BestCheckpoint(**self.state.best) if self.state.best else None
-        best = BestCheckpoint.of(step, losses[decides], before) if decides else None
-        self.state = replace(self.state, validation=history, best=asdict(best) if best else None)
+        best = BestCheckpoint.of(step, history[-1][decides], before) if decides else None
+        self.state = replace(self.state, best=asdict(best) if best else None)
         if self.telemetry:
-            self.telemetry.overfitting(step, overfitting([entry["losses"] for entry in history]))
+            self.telemetry.overfitting(step, overfitting(history))
         return best is not None and best.iteration == step
 
     def _save(self) -> None:
@@ -303,7 +281,7 @@ class Trainer:
         if self.telemetry:
             self.telemetry.say(text)
 
-    def _result(self, completed: bool, validation: dict[str, dict[str, float]]) -> TrainingResult:
+    def _result(self, completed: bool, validation: dict[str, dict[str, Any]]) -> TrainingResult:
         if self.telemetry:
             self.telemetry.close()
         metrics = {
@@ -314,74 +292,7 @@ class Trainer:
             "skipped_steps": len(self.state.skipped_steps),
             "best": self.state.best,
         }
+        if self.lessons and self.state.validation:
+            first, last = self.state.validation[0], self.state.validation[-1]
+            metrics["acceptance"] = {"before": first["acceptance"], "after": last["acceptance"]}
         return TrainingResult(completed, metrics)
-
-
-def _restore(job: TrainingJob) -> tuple[Engine, TrainerState]:
-    """The engine and state to go on from: the newest own checkpoint, else the start weights."""
-    stage = job.stage
-    options = build_options(job.shape, job.source, job.layout, stage.precision, stage.recompute)
-    identity = _identity(job)
-    iteration = directory.latest_iteration(job.checkpoints)
-    if iteration is None:
-        return _start(job, options), _fresh_state(job, identity)
-    engine = build_engine(job.shape, build_chunks(job.shape, options), stage, job.steps)
-    state = distributed.load(
-        job.checkpoints,
-        iteration,
-        engine.chunks,
-        engine.optimizer,
-        stage.checkpoints.deadline_s,
-    )
-    refuse_undeclared_changes(
-        state.identity,
-        identity,
-        list(stage.allow_changes),
-        directory.iteration_directory(job.checkpoints, iteration),
-    )
-    engine.schedule.load_state_dict(state.schedule)
-    torch.distributed.barrier()
-    return engine, state
-
-
-def _start(job: TrainingJob, options: BuildOptions) -> Engine:
-    """The start weights; with the moments of their optimizer if the stage says so."""
-    iteration = directory.best_iteration(job.start) if job.start_at_best else None
-    if not job.stage.continue_optimizer:
-        chunks = load_model(job.shape, options, job.start, iteration)
-        return build_engine(job.shape, chunks, job.stage, job.steps)
-    engine = build_engine(job.shape, build_chunks(job.shape, options), job.stage, job.steps)
-    iteration = directory.require_iteration(job.start, iteration)
-    deadline = job.stage.checkpoints.deadline_s
-    distributed.load(job.start, iteration, engine.chunks, engine.optimizer, deadline)
-    return engine
-
-
-def _identity(job: TrainingJob) -> Identity:
-    stage = job.stage
-    return Identity(
-        blend=job.mixture.hash,
-        tokenizer=job.tokenizer,
-        global_batch_size=stage.global_batch_size,
-        sequence_length=stage.sequence_length,
-        steps=job.steps,
-        seed=job.seed,
-        optimizer=stage.optimizer.model_dump(mode="json"),
-        schedule=stage.schedule.model_dump(mode="json"),
-    )
-
-
-def _fresh_state(job: TrainingJob, identity: Identity) -> TrainerState:
-    return TrainerState(
-        iteration=0,
-        consumed_samples=0,
-        consumed_samples_by_source=consumed_by_source(job.mixture, 0),
-        trained_tokens=0,
-        skipped_steps=[],
-        identity=identity,
-        random={"seed": job.seed, "rule": "every stream is set anew each step from (seed, step)"},
-        schedule={},
-        validation=[],
-        best=None,
-        written_by=dict(job.written_by),
-    )

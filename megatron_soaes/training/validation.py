@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from megatron.core import parallel_state
@@ -11,45 +12,53 @@ from megatron.core.models.gpt import GPTModel
 
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.data.sample import MicroBatch, Sample, SampleSource, collate
+from megatron_soaes.data.teacher_store import TeacherStore
 from megatron_soaes.recipe.training_settings import Layout
+from megatron_soaes.training.objective import Objective
 from megatron_soaes.training.step import evaluation_loss
+from megatron_soaes.training.teaching import Lessons
+
+LOSS_FIGURES = ("loss", "perplexity", "tokens")
+"""What validation says of each set in every stage."""
 
 
 def validate(
     chunks: Sequence[GPTModel],
-    vocab_size: int,
+    objective: Objective,
     sets: Mapping[str, SampleSource],
     micro_batch_size: int,
     layout: Layout,
     *,
     most_windows: int | None = None,
-) -> dict[str, dict[str, float]]:
-    """Loss (nats), perplexity and tokens of each set; `most_windows` bounds each (collective)."""
-    return {
-        name: _one_set(
-            chunks, vocab_size, windows, micro_batch_size, layout, most_windows=most_windows
-        )
-        for name, windows in sets.items()
-    }
+    lessons: Lessons | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Loss (nats), perplexity and tokens of each set; `most_windows` bounds each (collective).
 
-
-def _one_set(
-    chunks: Sequence[GPTModel],
-    vocab_size: int,
-    windows: SampleSource,
-    micro_batch_size: int,
-    layout: Layout,
-    *,
-    most_windows: int | None,
-) -> dict[str, float]:
-    count = len(windows) if most_windows is None else min(len(windows), most_windows)
-    batches = _micro_batches(windows, count, micro_batch_size, layout)
-    loss, weight = evaluation_loss(chunks, vocab_size, batches)
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": weight}
+    With `lessons` also what their meter reads.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, windows in sets.items():
+        answers = lessons.validation_answers(name) if lessons else None
+        count = len(windows) if most_windows is None else min(len(windows), most_windows)
+        if answers is not None:
+            count = min(count, len(answers))
+        batches = _micro_batches(windows, answers, count, micro_batch_size, layout)
+        loss, weight = evaluation_loss(chunks, lessons.meter if lessons else objective, batches)
+        found[name] = {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "tokens": weight,
+            **(lessons.meter.read() if lessons else {}),
+        }
+    return found
 
 
 def _micro_batches(
-    windows: SampleSource, count: int, micro_batch_size: int, layout: Layout
+    windows: SampleSource,
+    answers: TeacherStore | None,
+    count: int,
+    micro_batch_size: int,
+    layout: Layout,
 ) -> list[MicroBatch]:
     """This replica's share of windows 0..count-1, filled up with windows that weigh nothing.
 
@@ -60,14 +69,16 @@ def _micro_batches(
     unit = micro_batch_size * layout.pipeline_parallel
     share = math.ceil(count / (replicas * unit)) * unit
     first = parallel_state.get_data_parallel_rank() * share
-    samples = [
-        windows[index] if index < count else _without_weight(windows[0])
-        for index in range(first, first + share)
-    ]
+    wanted = range(first, first + share)
     device = this_device().torch_device
     return [
-        collate(samples[start : start + micro_batch_size], device, layout.document_multiple)
-        for start in range(0, share, micro_batch_size)
+        collate(
+            [windows[i] if i < count else _without_weight(windows[0]) for i in part],
+            device,
+            layout.document_multiple,
+            [answers[i if i < count else 0] for i in part] if answers is not None else (),
+        )
+        for part in (wanted[at : at + micro_batch_size] for at in range(0, share, micro_batch_size))
     ]
 
 

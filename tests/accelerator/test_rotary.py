@@ -70,3 +70,16 @@ def test_tables_follow_the_dtype() -> None:
         assert rotated.dtype == dtype
         assert torch.equal(rotated[0], x[0].to(dtype)), "position 0 is not turned"
         assert torch.equal(rotated[6], x[6].to(dtype)), "positions restart with a document"
+
+
+def test_two_models_read_one_micro_batch_each_with_its_own_frequencies() -> None:
+    cu_seqlens = torch.tensor([0, 4, 16, 24], dtype=torch.int32)
+    for dim, base in ((8, 10.0), (4, 10.0), (8, 500.0)):
+        x = torch.randn(24, 3, dim, generator=torch.Generator().manual_seed(dim))
+        angles = torch.outer(torch.arange(12).float(), base ** -torch.arange(dim / 2))
+        freqs = torch.cat((angles, angles), dim=-1)[:, None, None, :]
+        found = attention.apply_rotary_pos_emb(
+            x, freqs, config=CONFIG, cu_seqlens=cu_seqlens, mscale=1.0, cp_group=Group(0, 1)
+        )
+        expected = _apply_rotary_pos_emb_thd(x, cu_seqlens, freqs, cp_group=Group(0, 1))
+        torch.testing.assert_close(found, expected)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from megatron_soaes.data.blend import TrainingBlend, consumed_by_source, positions_of_rank
 from megatron_soaes.data.indexed import DocumentRange
-from megatron_soaes.recipe.schema import Blend
+from megatron_soaes.recipe.data_settings import Blend
 from tests.data.material import EOD, numbered_documents, settings, window_sources, write_dataset
 
 NAMES = ["policy", "news", "general"]

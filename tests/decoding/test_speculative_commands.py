@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +16,21 @@ from typer.testing import CliRunner
 from data_prep.rehearsal.tokenizer import save_tokenizer, train_tokenizer
 from megatron_soaes.cli import app
 from megatron_soaes.decoding.chat import Answer, TextStream, converse
-from megatron_soaes.decoding.comparison import LengthResult, compare, recommend
+from megatron_soaes.decoding.comparison import LengthResult, compare, evenly_spread, recommend
 from megatron_soaes.decoding.draft_length import Round, acceptance_of
 from megatron_soaes.decoding.interface import Sampling
 from megatron_soaes.decoding.lean import LeanModel
-from megatron_soaes.decoding.measure import Divergence, Identity, Speedup
+from megatron_soaes.decoding.measure import (
+    Divergence,
+    Identity,
+    Speedup,
+    TimeShares,
+    logits_digests,
+)
 from megatron_soaes.decoding.pairing import load_model, shared_tokenizer
 from megatron_soaes.decoding.prompt_file import read_prompts
 from megatron_soaes.decoding.prompts import load_tokenizer
+from megatron_soaes.decoding.speculative import Speculation, SpeculativeDecoder
 from megatron_soaes.errors import UserError
 from tests.checkpoint.tiny import Case, edit_weights, make_model
 
@@ -73,14 +82,22 @@ def test_speculate_reports_speed_acceptance_and_identity(
         accepted = one["acceptance"]
         with_bonus = accepted["acceptance_length_with_bonus"]
         assert accepted["acceptance_length_without_bonus"] < with_bonus
+        assert sum(one["time"].values()) == pytest.approx(1)
+        assert one["adaptive"] or min(one["time"].values()) > 0
         if "--temperature" in mode:
             assert one["identity"] is None
         else:
             assert one["identity"]["equal"] == one["identity"]["prompts"] == 2
+            assert one["identity"]["equal_logits"] == (2 if "--exact" in mode else None)
     assert found["cost_ratio"] == found["costs"]["draft"] / found["costs"]["target"][0]
     assert found["sources"]["draft"] == str(pair / "near")
     assert found["exact"] == ("--exact" in mode)
-    assert "Recommendation" in output
+    told = " ".join(output.split())
+    assert "Recommendation" in told
+    assert re.search(r"the ideal is \d+\.\d\dx.*, reached \d+%: drafting takes \d+% of the", told)
+    assert "for a real pair, predict from" in told
+    equal = told.count("logits bitwise those of plain decoding for 2 of 2 prompts")
+    assert equal == (3 if "--exact" in mode else 0)
     assert ET.parse(out.with_suffix(".svg")).getroot().tag.endswith("svg")
 
 
@@ -97,7 +114,8 @@ def result(low: float, *, gap: float = 0.0) -> LengthResult:
     split = Divergence(0, 3, 1, 2, gap, 0.1)
     return LengthResult(
         3, False, 0.001, Speedup(1.5, low, 2.0), Speedup(1.5, low, 2.0),
-        acceptance_of([Round(3, 3, 3, 4)]), 1.6, 1.5, 0.3, Identity(5, 4, (split,)),
+        acceptance_of([Round(3, 3, 3, 4)]), 1.6, 1.5, 0.3, TimeShares(0.2, 0.7, 0.1),
+        Identity(5, 4, (split,)),
     )  # fmt: skip
 
 
@@ -108,6 +126,38 @@ def test_a_pair_is_recommended_when_it_is_surely_faster_and_right() -> None:
     wrong = recommend([result(1.2, gap=0.5)])
     assert not wrong.go
     assert "differ" in wrong.reason
+
+
+def test_the_logits_are_part_of_the_promise_of_exact_mode() -> None:
+    assert Identity(5, 5, (), equal_logits=5).holds
+    assert not Identity(5, 5, (), equal_logits=4).holds
+    assert Identity(5, 5, ()).holds
+
+
+def test_digests_are_those_of_the_logits_not_of_the_text(pair: Path) -> None:
+    target, near = LeanModel(pair / "target"), LeanModel(pair / "near")
+    prompts, sampling = [[1, 2, 3], [4, 5]], Sampling(8)
+
+    def digests(model: LeanModel, draft_length: int, rows: int) -> list[str]:
+        decoder = SpeculativeDecoder(model, near, Speculation(draft_length, exact=True))
+        return logits_digests(decoder, prompts, sampling, rows)
+
+    plain = digests(target, 0, 2)
+    assert digests(target, 3, 2) == plain
+    assert len(set(plain)) == 2
+    assert not set(digests(near, 0, 2)) & set(plain)  # the same text, the norm a little larger
+
+
+def test_most_prompts_are_spread_over_the_file() -> None:
+    prompts = [[number] for number in range(10)]
+    assert evenly_spread(prompts, 4) == [[0], [2], [5], [7]]
+    assert evenly_spread(prompts, None) == evenly_spread(prompts, 99) == prompts
+
+
+def test_what_is_reached_of_the_ideal_is_that_of_the_mode() -> None:
+    one = replace(result(1.2), speedup_in_mode=Speedup(0.8, 0.7, 0.9), ideal_speedup=1.6)
+    assert one.share_of_ideal == 0.5
+    assert replace(one, ideal_speedup=None).share_of_ideal is None
 
 
 def test_chat_answers_one_prompt_and_says_how_fast(pair: Path) -> None:

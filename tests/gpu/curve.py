@@ -24,6 +24,7 @@ from megatron_soaes.recipe.schema import CPTStage, ModelSource
 from megatron_soaes.recipe.shapes import read_shape
 from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.engine import build_engine, build_options, load_model
+from megatron_soaes.training.objective import CrossEntropy
 from megatron_soaes.training.step import train_step
 from tests.gpu.material import MULTIPLE, learnable_batch
 
@@ -53,11 +54,11 @@ def train(
     source = ModelSource(source=hf_dir, vocab_size_multiple=MULTIPLE)
     options = build_options(shape, source, Layout(), stage.precision)
     engine = build_engine(shape, load_model(shape, options, checkpoint), stage, stage.steps)
-    losses = []
+    losses, objective = [], CrossEntropy(shape.vocab_size)
     for step in range(1, steps + 1):
         seed_step(1234, step)
         batches = learnable_batch(step, SAMPLES, LENGTH)
-        losses.append(train_step(engine, batches, SAMPLES, False).loss)
+        losses.append(train_step(engine, objective, batches, SAMPLES, False).loss)
     return losses, engine.chunks[0]
 
 

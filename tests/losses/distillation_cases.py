@@ -118,11 +118,13 @@ def make_teacher(case: Case, logits: Tensor) -> Teacher:
         return DenseTeacher(logits)
     if kind == "top":
         return top_k(logits, int(size[0]), case.vocab_size, case.temperature)
-    generator = torch.Generator().manual_seed(1)
-    return draw(
-        logits, int(size[0]), case.vocab_size, generator,
-        exponent=0.7, temperature=case.temperature,
-    )[0]  # fmt: skip
+    numbers = uniform(*logits.shape[:2], int(size[0]), seed=1)
+    return draw(logits, numbers, case.vocab_size, exponent=0.7, temperature=case.temperature)[0]
+
+
+def uniform(*shape: int, seed: int) -> Tensor:
+    """What decides the draws, fp64 in [0, 1)."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def expected(case: Case, teacher: Teacher | None = None) -> dict[str, Tensor]:

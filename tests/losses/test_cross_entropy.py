@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_soaes.accelerator.groups import Rendezvous, model_parallel, process_group
 from megatron_soaes.accelerator.launch import launch
-from megatron_soaes.losses import cross_entropy
+from megatron_soaes.losses import vocab_parallel
 from megatron_soaes.losses.cross_entropy import token_losses
 
 PADDED = 64
@@ -44,12 +42,6 @@ def reference(case: dict[str, Any]) -> tuple[Tensor, Tensor]:
     losses.sum().backward()
     assert logits.grad is not None
     return losses.detach().view(2, 5), logits.grad
-
-
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[None]:
-    with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +107,7 @@ def test_padding_would_count_if_it_were_left_in() -> None:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     case = CASES["a-little-padding"]
-    monkeypatch.setitem(cross_entropy.CHUNK_BYTES, "cpu", rows * 4 * PADDED)
+    monkeypatch.setitem(vocab_parallel.CHUNK_BYTES, "cpu", rows * 4 * PADDED)
     logits = case["logits"].clone().requires_grad_()
     losses = token_losses(logits, case["labels"], case["vocab_size"])
     losses.sum().backward()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_soaes.accelerator.groups import Rendezvous, model_parallel, process_group
 from megatron_soaes.accelerator.launch import launch
 from megatron_soaes.errors import UserError
-from megatron_soaes.losses import cross_entropy
+from megatron_soaes.losses import vocab_parallel
+from megatron_soaes.losses.agreement import acceptance_rates
 from megatron_soaes.losses.cross_entropy import token_losses
 from megatron_soaes.losses.distillation import (
-    acceptance_rates,
     distillation_losses,
     token_divergences,
 )
@@ -32,16 +30,13 @@ from tests.losses.distillation_cases import (
     expected,
     make_teacher,
     overlap,
+    uniform,
 )
 
 CASES = all_cases()
 SMOOTH = ["forward-kl", "reverse-kl", "jensen-shannon", "jensen-shannon-0.1"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_process() -> Iterator[None]:
-    with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
-        yield
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +126,8 @@ def test_draws_estimate_the_dense_loss_and_gradient_without_bias() -> None:
     target = student + torch.randn(1, 2, tokens, generator=generator)
     weights = torch.ones(1, 2 * rounds)
     logits = student.repeat(1, rounds, 1).requires_grad_()
-    teacher, _ = draw(target.repeat(1, rounds, 1), 3, tokens, generator, exponent=0.5)
+    numbers = uniform(1, 2 * rounds, 3, seed=6)
+    teacher, _ = draw(target.repeat(1, rounds, 1), numbers, tokens, exponent=0.5)
     losses = token_divergences(logits, weights, teacher, divergence=ForwardKL(), vocab_size=tokens)
     losses.sum().backward()
     assert logits.grad is not None
@@ -153,13 +149,20 @@ def test_taking_the_draws_for_plain_ones_would_be_seen() -> None:
     """The weights matter: without them draws from p ** 0.5 estimate another loss."""
     case = Case("forward-kl", positions=50, vocab_size=16, padded=16, scale=1.0)
     logits = case.tensors()[1].nan_to_num()
-    generator = torch.Generator().manual_seed(0)
-    teacher, _ = draw(logits, 500, 16, generator, exponent=0.5)
+    teacher, _ = draw(logits, uniform(*logits.shape[:2], 500, seed=0), 16, exponent=0.5)
     ones = torch.full_like(teacher.log_weights, -torch.tensor(500.0).log().item())
     entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)[1]
     right = -(teacher.log_weights.exp() * teacher.log_probs).sum(-1)[1]
     wrong = -(ones.exp() * teacher.log_probs).sum(-1)[1]
     assert (right - entropy).abs().mean() < 0.1 < (wrong - entropy).abs().mean()
+
+
+def test_a_draw_inverts_the_cumulative_distribution() -> None:
+    """Tokens in the order of their ids, with probabilities 0.5, 0.2 and 0.3; the fourth is none."""
+    logits = torch.tensor([0.5, 0.2, 0.3, 9.0]).log().expand(1, 3, 4)
+    numbers = torch.tensor([[[0.0, 0.49], [0.51, 0.69], [0.71, 0.999]]], dtype=torch.float64)
+    teacher, _ = draw(logits, numbers, vocab_size=3)
+    assert teacher.ids.tolist() == [[[0, 0], [1, 1], [2, 2]]]
 
 
 def test_draws_are_refused_where_they_would_be_biased() -> None:
@@ -211,7 +214,7 @@ def test_bf16_logits_are_worked_on_in_fp32() -> None:
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch, teacher: str) -> None:
     case = Case("hybrid", teacher)
     whole = call(case)
-    monkeypatch.setitem(cross_entropy.CHUNK_BYTES, "cpu", 5 * 4 * case.padded)
+    monkeypatch.setitem(vocab_parallel.CHUNK_BYTES, "cpu", 5 * 4 * case.padded)
     parts = call(case)
     torch.testing.assert_close(parts["losses"], whole["losses"])
     torch.testing.assert_close(parts["gradient"], whole["gradient"])
@@ -289,8 +292,7 @@ def test_a_k_beyond_the_vocabulary_is_refused() -> None:
 @pytest.mark.parametrize("exponent", [1.0, 0.7])
 def test_the_weights_are_found_again_from_what_a_store_keeps(exponent: float) -> None:
     logits = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    teacher, normalizer = draw(logits, 8, 20, generator, exponent=exponent)
+    teacher, normalizer = draw(logits, uniform(2, 3, 8, seed=1), 20, exponent=exponent)
     found = log_weights(teacher.log_probs, normalizer[..., None], exponent)
     torch.testing.assert_close(found, teacher.log_weights)
     if exponent == 1.0:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from megatron_soaes.accelerator.groups import Rendezvous, model_parallel, process_group
 from megatron_soaes.data.teacher_store import Answers, Capture, Layout, Origin, TeacherStore
 from megatron_soaes.losses.distillation import token_divergences
 from megatron_soaes.losses.divergences import ForwardKL
@@ -20,15 +18,12 @@ from megatron_soaes.losses.teachers import (
     log_weights,
     top_k,
 )
+from tests.losses.distillation_cases import uniform
 
 ORIGIN = Origin("ab" * 32, "target", "data", temperature=1.5)
 VOCABULARY, SAMPLES, POSITIONS = 50, 3, 4
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_process() -> Iterator[None]:
-    with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
-        yield
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.mark.parametrize("kind", ["top_k", "sampled"])
@@ -43,9 +38,8 @@ def test_the_loss_is_that_of_the_teacher_itself(tmp_path: Path, kind: str) -> No
         online = top_k(logits, 8, VOCABULARY, temperature=1.5)
         rest = online.log_residual
     else:
-        online, rest = draw(
-            logits, 8, VOCABULARY, generator, exponent=layout.exponent, temperature=1.5
-        )
+        numbers = uniform(SAMPLES, POSITIONS, 8, seed=1)
+        online, rest = draw(logits, numbers, VOCABULARY, exponent=layout.exponent, temperature=1.5)
     capture = Capture(tmp_path, ORIGIN, layout)
     for shard, rows in enumerate((slice(0, 2), slice(2, 3))):
         capture.write(shard, Answers(online.ids[rows], online.log_probs[rows], rest[rows]))

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from megatron_soaes.errors import UserError
 from megatron_soaes.recipe import yaml_text
+from megatron_soaes.recipe.data_settings import Blend, Replay
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.problems import Problem, RecipeErrors
-from megatron_soaes.recipe.schema import Blend, CPTStage, Replay
+from megatron_soaes.recipe.schema import CPTStage
 
 from .recipe_files import RECIPE, write_recipe
 

@@ -13,6 +13,7 @@ import pytest
 from megatron_soaes.accelerator.groups import Rendezvous, model_parallel, process_group
 from megatron_soaes.accelerator.launch import launch
 from tests.training import meddling
+from tests.training.distilling import make_captured_job, make_online_job, make_store
 from tests.training.material import make_job, make_material, make_sft_job
 from tests.training.two_processes import BF16
 from tests.training.watched import run
@@ -46,6 +47,10 @@ def alone(material: Path, one_process: None) -> Path:
     run(make_job(material, runs / "one-qwen2", "qwen2"))
     run(make_job(material, runs / "one-deep", "deep"))
     run(make_sft_job(material, runs / "one-sft"))
+    make_store(material)
+    run(make_online_job(material, runs / "one-online"))
+    run(make_captured_job(material, runs / "one-captured"))
+    run(make_captured_job(material, runs / "one-captured-deep", "deep"))
     run(make_job(material, runs / "one-stopped"), meddling.terminate_in(7))
     shutil.copytree(runs / "one-stopped", runs / "one-resumed")
     run(make_job(material, runs / "one-resumed"))

@@ -11,6 +11,7 @@ from megatron_soaes.accelerator.groups import (
     rendezvous_from_environment,
 )
 from megatron_soaes.recipe.training_settings import Layout
+from tests.training.distilling import make_captured_job, make_online_job
 from tests.training.two_processes import FULL, SELECTIVE, Runs
 
 
@@ -19,9 +20,15 @@ def main(folder: Path) -> None:
         with model_parallel(tensor=2, pipeline=2):
             layout = Layout(tensor_parallel=2, pipeline_parallel=2, sequence_parallel=True)
             _with_every_recompute(Runs(folder, layout), "tp2-pp2")
+            Runs(folder, layout)("tp2-pp2-captured", model="deep", make=make_captured_job)
         with model_parallel(tensor=2, context=2):
             layout = Layout(tensor_parallel=2, context_parallel=2)
             _with_every_recompute(Runs(folder, layout), "tp2-cp2")
+            Runs(folder, layout)("tp2-cp2-online", make=make_online_job)
+        with model_parallel(pipeline=2, context=2):
+            layout = Layout(pipeline_parallel=2, context_parallel=2)
+            _with_every_recompute(Runs(folder, layout), "pp2-cp2")
+            Runs(folder, layout)("pp2-cp2-captured", model="deep", make=make_captured_job)
         with model_parallel(pipeline=2):
             layout = Layout(pipeline_parallel=2, data_parallel=2)
             _with_every_recompute(Runs(folder, layout), "pp2-dp2")

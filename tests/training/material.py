@@ -18,7 +18,7 @@ from megatron_soaes.data.indexed import DocumentRange, TokenizerFacts, Windows, 
 from megatron_soaes.recipe.schema import CPTStage, ModelSource
 from megatron_soaes.recipe.shapes import read_shape
 from megatron_soaes.recipe.training_settings import Layout
-from megatron_soaes.training.trainer import TrainingJob
+from megatron_soaes.training.job import TrainingJob
 from tests.checkpoint.tiny import Case, make_model
 from tests.data.material import random_conversations, window_sources, write_conversations
 
@@ -34,8 +34,10 @@ MODELS = {
     "qwen3": Case("qwen3", tied=True, kv_heads=1, vocab_size=VOCABULARY, layers=2),
     "deep": Case("qwen3", tied=True, kv_heads=1, vocab_size=VOCABULARY, layers=4),
     "qwen2": Case("qwen2", tied=False, kv_heads=2, vocab_size=VOCABULARY, layers=2),
+    "teacher": Case("qwen2", tied=False, kv_heads=2, vocab_size=300, layers=3),
 }
-"""Between them: a norm on each head, biases, tied and untied embeddings, one KV head."""
+"""Between them: a norm on each head, biases, tied and untied embeddings, one KV head; and a teacher
+with rows for more tokens than its students have."""
 
 
 def make_material(folder: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from megatron_soaes.data.sample import MicroBatch
-from megatron_soaes.training import step
+from megatron_soaes.training import objective
+from megatron_soaes.training.job import TrainingJob
 from megatron_soaes.training.telemetry import METRICS_FILE, read_records
-from megatron_soaes.training.trainer import TrainingJob
 from tests.training import meddling
 from tests.training.material import BATCH, EOD, PADDED, VOCABULARY, make_job
 from tests.training.watched import Seen, differences, run
@@ -46,7 +46,7 @@ def test_a_layout_does_not_change_the_training(together: Path, reference: str, l
 
 
 @pytest.mark.parametrize("recompute", ["", "-full", "-selective"])
-@pytest.mark.parametrize("layout", ["tp2-pp2", "tp2-cp2", "pp2-dp2"])
+@pytest.mark.parametrize("layout", ["tp2-pp2", "tp2-cp2", "pp2-cp2", "pp2-dp2"])
 def test_four_processes_train_as_one(four: Path, layout: str, recompute: str) -> None:
     expected, found = Seen(four / "one-deep"), Seen(four / f"{layout}{recompute}", ranks=4)
     assert len(found.records) == 20
@@ -142,10 +142,12 @@ def test_the_loss_is_that_of_transformers(
 def test_padding_left_in_the_softmax_would_be_noticed(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = step.token_losses
-    monkeypatch.setattr(
-        step, "token_losses", lambda logits, labels, size: original(logits, labels, logits.shape[2])
-    )
+    original = objective.token_losses
+
+    def over_padding(logits: torch.Tensor, labels: torch.Tensor, size: int) -> torch.Tensor:
+        return original(logits, labels, logits.shape[2])
+
+    monkeypatch.setattr(objective, "token_losses", over_padding)
     reference = loss_by_transformers(make_job(material, tmp_path))
     assert first_loss(material, tmp_path) - reference > 1e-4
 

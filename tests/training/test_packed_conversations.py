@@ -16,6 +16,7 @@ from megatron_soaes.accelerator import rotary
 from megatron_soaes.data.conversations import ConversationRange, Packs
 from megatron_soaes.data.sample import MicroBatch, Sample, collate
 from megatron_soaes.training.engine import Engine, build_engine, build_options, load_model
+from megatron_soaes.training.objective import CrossEntropy
 from megatron_soaes.training.step import evaluation_loss, train_step
 from tests.training.material import VOCABULARY, chat_settings, make_sft_job
 from tests.training.watched import Seen, differences, whole_gradients
@@ -84,7 +85,7 @@ def engine_of(material: Path, tmp_path: Path) -> Engine:
 
 
 def loss_of(engine: Engine, batches: list[MicroBatch]) -> float:
-    return evaluation_loss(engine.chunks, VOCABULARY, batches)[0]
+    return evaluation_loss(engine.chunks, CrossEntropy(VOCABULARY), batches)[0]
 
 
 def gradients_of(engine: Engine, batches: list[MicroBatch]) -> dict[str, Tensor]:
@@ -97,7 +98,7 @@ def gradients_of(engine: Engine, batches: list[MicroBatch]) -> dict[str, Tensor]
         seen.update({name: grad.clone() for name, grad in whole_gradients(engine).items()})
 
     config.finalize_model_grads_func = keep
-    train_step(engine, batches, len(batches), stop_here=False)
+    train_step(engine, CrossEntropy(VOCABULARY), batches, len(batches), stop_here=False)
     return seen
 
 

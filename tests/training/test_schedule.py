@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_soaes.training.engine import build_engine, build_options, load_model
-from megatron_soaes.training.trainer import TrainingJob
+from megatron_soaes.training.job import TrainingJob
 from tests.training.material import BATCH, make_job
 
 PEAK, FLOOR = 1e-3, 1e-4

@@ -13,8 +13,9 @@ from megatron_soaes.checkpoint import directory
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.checkpoint.trainer_state import TrainerState
 from megatron_soaes.errors import UserError
+from megatron_soaes.training.job import TrainingJob
 from megatron_soaes.training.telemetry import METRICS_FILE, read_records
-from megatron_soaes.training.trainer import Trainer, TrainingJob, train
+from megatron_soaes.training.trainer import Trainer, train
 from tests.training.material import make_job, make_sft_job
 
 pytestmark = pytest.mark.usefixtures("one_process")

@@ -18,8 +18,9 @@ from megatron_soaes.accelerator.groups import (
     world_rank,
 )
 from megatron_soaes.recipe.training_settings import Layout
-from megatron_soaes.training.trainer import TrainingJob
+from megatron_soaes.training.job import TrainingJob
 from tests.training import meddling
+from tests.training.distilling import make_captured_job, make_online_job
 from tests.training.material import make_job, make_sft_job
 from tests.training.watched import Meddler, run
 
@@ -100,6 +101,8 @@ def sequence_runs(run: Runs) -> None:
     run("tp2-sp-bf16-resumed", after="tp2-sp-bf16-stopped", **BF16)
     run("tp2-sp-qwen2", model="qwen2")
     run("tp2-sp-sft", make=make_sft_job)
+    run("tp2-sp-online", make=make_online_job)
+    run("tp2-sp-captured", make=make_captured_job)
     run("tp2-sp-unreduced", meddle=meddling.forget_gradients(stop=2))
     run("tp2-sp-unmarked", meddle=meddling.forget_norm_marks(stop=2))
 
@@ -110,6 +113,8 @@ def data_runs(run: Runs) -> None:
     run("dp2-selective", **SELECTIVE)
     run("dp2-overlap", **OVERLAP)
     run("dp2-sft", make=make_sft_job)
+    run("dp2-online", make=make_online_job)
+    run("dp2-captured", make=make_captured_job)
     run("tp2-sp-to-dp2", after="tp2-sp-stopped")
     run("dp2-nan-activations", meddle=meddling.spoil_activations(SPOILED, rank=1), **IMPATIENT)
     run("dp2-unreduced", meddle=meddling.forget_gradients(stop=2))
@@ -122,6 +127,9 @@ def pipeline_runs(folder: Path) -> None:
     run("pp2-selective", model="deep", **SELECTIVE)
     run("pp2-qwen2", model="qwen2")
     run("pp2-sft", make=make_sft_job)
+    run("pp2-captured", make=make_captured_job)
+    run("pp2-captured-stopped", make=make_captured_job, meddle=meddling.terminate_in(5, rank=1))
+    run("pp2-captured-resumed", make=make_captured_job, after="pp2-captured-stopped")
     run("pp2-sft-stopped", make=make_sft_job, meddle=meddling.terminate_in(5, rank=1))
     run("pp2-sft-resumed", make=make_sft_job, after="pp2-sft-stopped")
     run("pp2-nan-norm", meddle=meddling.spoil_activations(SPOILED, rank=0), **IMPATIENT)
@@ -143,6 +151,8 @@ def context_runs(run: Runs) -> None:
     run("cp2-selective", **SELECTIVE)
     run("cp2-qwen2", model="qwen2")
     run("cp2-sft", make=make_sft_job)
+    run("cp2-online", make=make_online_job)
+    run("cp2-captured", make=make_captured_job)
     run("cp2-nan-activations", meddle=meddling.spoil_activations(SPOILED, rank=1), **IMPATIENT)
     run("cp2-order", meddle=meddling.keep_gathered_order(stop=2))
     run("cp2-stopped", meddle=meddling.terminate_in(7, rank=1))

@@ -36,7 +36,7 @@ def test_the_directory_holds_every_part(corpus: Path, summary: Summary) -> None:
             "base-init",
             "draft-init",
         ),
-        *("exam.jsonl", "world.json", "summary.json"),
+        *("exam.jsonl", "prompts.jsonl", "world.json", "summary.json"),
     }
     assert not list(corpus.rglob(".*"))
     for name, part in summary.parts.items():
@@ -76,7 +76,8 @@ def test_another_seed_gives_another_corpus(corpus: Path, summary: Summary, tmp_p
     other = make(tmp_path / "other", summary.seed + 1, summary.options, workers=1)
     same = {name for name, digest in other.files.items() if summary.files[name] == digest}
     assert {"general/train.jsonl", "general/valid.jsonl"} <= same
-    for name in ("world.json", "domain/train.jsonl", "dialogue/train.jsonl", "exam.jsonl"):
+    changed = ("world.json", "domain/train.jsonl", "dialogue/train.jsonl", "exam.jsonl")
+    for name in (*changed, "prompts.jsonl"):
         assert name not in same
 
 

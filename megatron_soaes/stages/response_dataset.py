@@ -1,0 +1,142 @@
+"""Answers that a model wrote, as a dataset of conversations that stages train on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.indexed import token_dtype, write_index
+from data_prep.sft.convert import FORMAT, VERSION
+from megatron_soaes import files
+from megatron_soaes.decoding.interface import Completion, Prompt
+
+if TYPE_CHECKING:
+    from megatron_soaes.stages.prompt_sets import PromptSet
+
+FILES = (".bin", ".idx", "_weights.bin", "_weights.idx", "_sources.npy", ".jsonl", ".json")
+"""Suffixes of the prefix; the last one, the description, says that the dataset is whole."""
+WEIGHTS_DTYPE = np.dtype("<f4")
+
+
+@dataclass(frozen=True)
+class Response:
+    """A prompt of a dataset, and what the model wrote after it."""
+
+    dataset: str
+    temperature: float
+    prompt: Prompt
+    completion: Completion
+    stop: int
+    """The token that ends an answer."""
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The tokens of the answer, with the one that ended it if it did not end by length."""
+        ended = (self.stop,) if self.completion.finish == "stop" else ()
+        return (*self.completion.tokens, *ended)
+
+
+def response_files(prefix: Path) -> dict[str, Path]:
+    """The files that `write_responses` makes, by their suffix."""
+    return {suffix: prefix.with_name(prefix.name + suffix) for suffix in FILES}
+
+
+def write_responses(
+    prefix: Path,
+    responses: Sequence[Response],
+    *,
+    vocab_size: int,
+    tokenizer_sha256: str,
+    options: Mapping[str, Any],
+    text_of: Callable[[Prompt], str],
+) -> None:
+    """Write at least one response as an SFT dataset, one conversation each, and as text.
+
+    The tokens are prompt and answer, weighing 0 and 1; the source is the prompt's dataset.
+    PREFIX.jsonl has prompts (by `text_of`) and answers for people to read; `options`, which say how
+    the answers came about, are kept in the description. Each file appears whole, PREFIX.json last.
+    """
+    paths = response_files(prefix)
+    names = list(dict.fromkeys(one.dataset for one in responses))
+    numbers = {name: number for number, name in enumerate(names)}
+    lengths = np.array([len(one.prompt) + len(one.answer) for one in responses], dtype=np.int32)
+    _write_pair(paths[".bin"], paths[".idx"], map(_tokens, responses), lengths,
+                token_dtype(vocab_size))  # fmt: skip
+    _write_pair(paths["_weights.bin"], paths["_weights.idx"], map(_weights, responses), lengths,
+                WEIGHTS_DTYPE)  # fmt: skip
+    with files.atomic_file(paths["_sources.npy"], "wb") as stream:
+        np.save(stream, np.array([numbers[one.dataset] for one in responses], dtype=np.uint16))
+    with files.atomic_file(paths[".jsonl"]) as stream:
+        for one in responses:
+            stream.write(json.dumps(_readable(one, text_of), ensure_ascii=False) + "\n")
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "sources": names,
+        "conversations": len(responses),
+        "tokens": int(lengths.sum()),
+        "trained_tokens": sum(len(one.answer) for one in responses),
+        "longest": int(lengths.max()),
+        "tokenizer_sha256": tokenizer_sha256,
+        "options": dict(options),
+    }
+    files.write_json(paths[".json"], description)
+
+
+def response_metrics(
+    asked: PromptSet, temperatures: int, responses: Sequence[Response]
+) -> dict[str, Any]:
+    """What came of a dataset's prompts, each asked at so many temperatures.
+
+    `tokens` are those of the answers, ends of turns and documents included: all that is trained.
+    `left_out` counts documents and conversations by reason, as `prompt_sets.LeftOut` says, and as
+    `no_answer` the answers without any token, which only a server gives.
+    """
+    stopped = sum(one.completion.finish == "stop" for one in responses)
+    no_answer = temperatures * len(asked.prompts) - len(responses)
+    return {
+        "prompts": len(asked.prompts),
+        "answers": len(responses),
+        "tokens": sum(len(one.answer) for one in responses),
+        "ended_by_stop": stopped,
+        "ended_by_length": len(responses) - stopped,
+        "left_out": {**asked.left_out, "no_answer": no_answer},
+    }
+
+
+def _tokens(one: Response) -> NDArray[np.int64]:
+    return np.array([*one.prompt, *one.answer], dtype=np.int64)
+
+
+def _weights(one: Response) -> NDArray[np.float32]:
+    return np.repeat(np.array([0, 1], WEIGHTS_DTYPE), [len(one.prompt), len(one.answer)])
+
+
+def _write_pair(
+    values: Path,
+    index: Path,
+    sequences: Iterable[NDArray[Any]],
+    lengths: NDArray[np.int32],
+    dtype: np.dtype[Any],
+) -> None:
+    with files.atomic_file(values, "wb") as stream:
+        for sequence in sequences:
+            stream.write(sequence.astype(dtype).tobytes())
+    with files.atomic_file(index, "wb") as stream:
+        write_index(stream, dtype, len(lengths), len(lengths), lambda: [lengths])
+
+
+def _readable(one: Response, text_of: Callable[[Prompt], str]) -> dict[str, Any]:
+    return {
+        "dataset": one.dataset,
+        "temperature": one.temperature,
+        "finish": one.completion.finish,
+        "prompt": text_of(one.prompt),
+        "answer": one.completion.text,
+    }
