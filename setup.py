@@ -65,6 +65,8 @@ setup(
             "mypy>=1.14",
             "import-linter>=2.1",
             "types-PyYAML",
+            # An exporter of TensorRT-LLM checkpoints that is not ours.
+            "nvidia-modelopt>=0.47,<0.48",
         ],
     },
     entry_points={"console_scripts": ["soaes = megatron_soaes.cli:main"]},

@@ -179,6 +179,7 @@ def _batches(subject: Subject, step: int) -> list[MicroBatch]:
             cu_seqlens=bounds,
             longest=length,
             sources=(0,) * count,
+            places=torch.arange(count * length, device=device),
         )
         for tokens in subject.tokens(step, device)
     ]

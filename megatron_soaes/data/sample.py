@@ -78,6 +78,8 @@ class MicroBatch:
     """Tokens of the longest document."""
     sources: tuple[int, ...]
     """Dataset index of each sample."""
+    places: Tensor
+    """[tokens of the samples] int64; where each of them lies among the t."""
     answers: Answers | None = None
     """[1, t, ...] what a teacher said at each token; zeros at those filled in."""
 
@@ -137,5 +139,6 @@ def collate(
         cu_seqlens=torch.tensor(filled, dtype=torch.int32, device=device),
         longest=int(np.diff(filled).max()),
         sources=tuple(sample.source for sample in samples),
+        places=torch.from_numpy(places).to(device),
         answers=lay_answers() if answers else None,
     )

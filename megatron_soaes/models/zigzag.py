@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from megatron.core import parallel_state
 from torch import Tensor
 
 
@@ -43,6 +44,20 @@ def positions_of_rank(cu_seqlens: Sequence[int], rank: int, ranks: int) -> Tenso
         for chunk in chunks_of_rank(cu_seqlens, rank, ranks)
     ]
     return torch.cat(parts)
+
+
+def whole_sequence(mine: Tensor, cu_seqlens: Sequence[int]) -> Tensor:
+    """[t, ...] in the order of the sequence, from the parts [t / ranks, ...] of all ranks.
+
+    Collective over context parallel.
+    """
+    group = parallel_state.get_context_parallel_group()
+    if group.size() == 1:
+        return mine
+    order = gathered_order(cu_seqlens, group.size()).to(mine.device)
+    gathered = mine.new_empty(len(order), *mine.shape[1:])
+    torch.distributed.all_gather_into_tensor(gathered, mine.contiguous(), group=group)
+    return gathered[order]
 
 
 def gathered_order(cu_seqlens: Sequence[int], ranks: int) -> Tensor:

@@ -14,9 +14,8 @@ import megatron_soaes
 from megatron_soaes import files
 from megatron_soaes.accelerator.machine import Machine
 from megatron_soaes.errors import UserError
-from megatron_soaes.stages.base import Plan
+from megatron_soaes.stages.base import MANIFEST_FILE, Plan
 
-FILE_NAME = "manifest.json"
 FORMAT_VERSION = 1
 
 
@@ -51,7 +50,7 @@ class Manifest:
     def write(self, directory: Path) -> None:
         """Write it atomically; the last act of a stage."""
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
-        files.write_json(directory / FILE_NAME, content)
+        files.write_json(directory / MANIFEST_FILE, content)
 
 
 def read_manifest(directory: Path) -> Manifest | None:
@@ -59,7 +58,7 @@ def read_manifest(directory: Path) -> Manifest | None:
 
     Raises UserError when it cannot be understood.
     """
-    file = directory / FILE_NAME
+    file = directory / MANIFEST_FILE
     if not file.exists():
         return None
     try:

@@ -205,6 +205,11 @@ class CaptureStage(Stage):
     micro_batch_size: PositiveInt = Field(1, description="Samples of one forward pass.")
     precision: Precision = Field(Precision(), description="Arithmetic.")
     store: Store = Field(Store(), description="What is kept of each position.")
+    hang_timeout_s: PositiveInt = Field(
+        1800,
+        description="Seconds for one file of each replica; after them every rank writes its stacks "
+        "and ends.",
+    )
 
 
 class DistillStage(TrainingStage):

@@ -10,6 +10,9 @@ from typing import Any
 
 from megatron_soaes.recipe.schema import Recipe
 
+MANIFEST_FILE = "manifest.json"
+"""In the folder of a finished stage; the runner writes it."""
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from megatron_soaes.data.teacher_store import Layout, Origin
     from megatron_soaes.training.capture import AskedModel, WantedStore
 
-WITHOUT_EFFECT_ON_ANSWERS = {"layout", "micro_batch_size", "gates"}
+WITHOUT_EFFECT_ON_ANSWERS = {"layout", "micro_batch_size", "gates", "hang_timeout_s"}
 """Settings that may change without making a finished stage stale."""
 
 
@@ -98,7 +98,7 @@ class CaptureStage(Stage):
             teacher = self._teacher()
             stop = StopSignal()
             for wanted in stores:
-                if not capture(teacher, wanted, stop):
+                if not capture(teacher, wanted, stop, stage.hang_timeout_s):
                     raise Stopped
             return _metrics(stores) | {"packing": packing_reports(reading, stage)}
 

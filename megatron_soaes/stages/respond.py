@@ -18,6 +18,7 @@ from megatron_soaes.stages.datasets import data_config, data_inputs, reading_for
 from megatron_soaes.stages.locations import checkpoint_root, responses_prefix
 from megatron_soaes.stages.response_dataset import (
     Response,
+    mixed,
     response_files,
     response_metrics,
     write_responses,
@@ -110,7 +111,7 @@ class RespondStage(Stage):
             prefix = responses_prefix(recipe, self.name)
             write_responses(
                 prefix,
-                [response for responses in found.values() for response in responses],
+                mixed([one for responses in found.values() for one in responses], recipe.seed),
                 vocab_size=reading.tokenizer.vocab_size,
                 tokenizer_sha256=reading.tokenizer.sha256,
                 options=self.plan().config,

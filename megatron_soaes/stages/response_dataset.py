@@ -63,7 +63,7 @@ def write_responses(
     the answers came about, are kept in the description. Each file appears whole, PREFIX.json last.
     """
     paths = response_files(prefix)
-    names = list(dict.fromkeys(one.dataset for one in responses))
+    names = sorted({one.dataset for one in responses})
     numbers = {name: number for number, name in enumerate(names)}
     lengths = np.array([len(one.prompt) + len(one.answer) for one in responses], dtype=np.int32)
     _write_pair(paths[".bin"], paths[".idx"], map(_tokens, responses), lengths,
@@ -87,6 +87,20 @@ def write_responses(
         "options": dict(options),
     }
     files.write_json(paths[".json"], description)
+
+
+def mixed(responses: Sequence[Response], seed: int) -> list[Response]:
+    """All responses in a random order by prompt; those to one prompt stay together.
+
+    So a share held out at the end has prompts of every dataset, and hardly one that is trained on
+    at another temperature.
+    """
+    by_prompt: dict[tuple[str, tuple[int, ...]], list[Response]] = {}
+    for one in responses:
+        by_prompt.setdefault((one.dataset, tuple(one.prompt)), []).append(one)
+    groups = list(by_prompt.values())
+    order = np.random.default_rng(seed).permutation(len(groups))
+    return [one for number in order for one in groups[number]]
 
 
 def response_metrics(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -18,12 +18,13 @@ from torch import Tensor
 from megatron_soaes.accelerator.arrival import Arrivals
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.accelerator.groups import world_rank
+from megatron_soaes.accelerator.watchdog import Watchdog
 from megatron_soaes.data.sample import MicroBatch, Sample, collate
 from megatron_soaes.data.teacher_store import Answers, Capture, Origin, TeacherStore
 from megatron_soaes.data.teacher_store import Layout as StoreLayout
 from megatron_soaes.errors import UserError
 from megatron_soaes.losses.teachers import draw, top_k
-from megatron_soaes.models.zigzag import gathered_order, positions_of_rank
+from megatron_soaes.models.zigzag import positions_of_rank, whole_sequence
 from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.step import run_schedule, sum_over_world
 from megatron_soaes.training.stopping import StopSignal
@@ -61,13 +62,15 @@ class AskedModel:
     """Of the draws: those of a sample follow from it and from the sample's number alone."""
 
 
-def capture(teacher: AskedModel, wanted: WantedStore, stop: StopSignal) -> bool:
+def capture(
+    teacher: AskedModel, wanted: WantedStore, stop: StopSignal, hang_timeout_s: float = 1800.0
+) -> bool:
     """Write the shards that are missing, then the manifest (collective over the world).
 
     Each replica does every so many-th shard, and its first rank of the last pipeline stage writes
-    it. False when a signal ended it before; what is written is whole, and the next call goes on.
-    Raises UserError when the folder holds shards of something else, and for a teacher that is not
-    finite.
+    it; all ranks end when a round of shards takes longer than `hang_timeout_s`. False when a signal
+    ended it before; what is written is whole, and the next call goes on. Raises UserError when the
+    folder holds shards of something else, and for a teacher that is not finite.
     """
     store = Capture(wanted.directory, wanted.origin, wanted.layout)
     arrivals = Arrivals()
@@ -77,16 +80,18 @@ def capture(teacher: AskedModel, wanted: WantedStore, stop: StopSignal) -> bool:
     for chunk in teacher.chunks:
         chunk.eval()
     progress = _Progress(wanted, missing)
-    for first in range(0, len(missing), replicas):
-        if sum_over_world([float(stop.received)])[0] > 0:
-            return False
-        dealt = missing[first : first + replicas]
-        answers = _ask(teacher, wanted, dealt[replica]) if replica < len(dealt) else None
-        with arrivals.together(f"writing {wanted.directory}"):
-            if answers is not None:
-                _check_finite(wanted.directory, dealt[replica], answers)
-                store.write(dealt[replica], answers)
-        progress.written(dealt)
+    with Watchdog(hang_timeout_s, "capture") as watchdog:
+        for first in range(0, len(missing), replicas):
+            watchdog.beat()
+            if sum_over_world([float(stop.received)])[0] > 0:
+                return False
+            dealt = missing[first : first + replicas]
+            answers = _ask(teacher, wanted, dealt[replica]) if replica < len(dealt) else None
+            with arrivals.together(f"writing {wanted.directory}"):
+                if answers is not None:
+                    _check_finite(wanted.directory, dealt[replica], answers)
+                    store.write(dealt[replica], answers)
+            progress.written(dealt)
     with arrivals.together(f"describing {wanted.directory}"):
         if world_rank() == 0:
             store.finish()
@@ -120,17 +125,11 @@ class _Laid:
 
     numbers: list[int]
     batch: MicroBatch
-    places: Tensor
-    """[samples * positions] int64; where each token of the samples lies among all t tokens."""
 
 
 def _lay(numbers: list[int], samples: Samples, multiple: int) -> _Laid:
     chosen = [samples[number] for number in numbers]
-    batch = collate(chosen, this_device().torch_device, multiple)
-    # What is filled in is 0, so of samples made of ones it leaves their own tokens to be seen.
-    ones = [replace(sample, tokens=np.ones_like(sample.tokens)) for sample in chosen]
-    places = collate(ones, torch.device("cpu"), multiple).inputs[0].nonzero()[:, 0]
-    return _Laid(numbers, batch, places)
+    return _Laid(numbers, collate(chosen, this_device().torch_device, multiple))
 
 
 def _ask(teacher: AskedModel, wanted: WantedStore, shard: int) -> Answers | None:
@@ -168,8 +167,12 @@ class _Listener:
         laid = next(self._laid)
         mine = self._answers(logits, laid)
         if parallel_state.get_tensor_model_parallel_rank() == 0:
-            places = laid.places.to(logits.device)
-            whole = _over_context_ranks(mine, batch.cu_seqlens.tolist()).at(places)
+            bounds = batch.cu_seqlens.tolist()
+            whole = Answers(
+                whole_sequence(mine.ids, bounds),
+                whole_sequence(mine.log_probs, bounds),
+                whole_sequence(mine.rest, bounds),
+            ).at(laid.batch.places)
             if parallel_state.get_context_parallel_rank() == 0:
                 self._kept.append(Answers(whole.ids.cpu(), whole.log_probs.cpu(), whole.rest.cpu()))
         return torch.zeros(batch.labels.shape, device=logits.device)
@@ -199,7 +202,7 @@ class _Listener:
         ]
         bounds = laid.batch.cu_seqlens.tolist()
         uniform = torch.zeros(bounds[-1], shape[1], dtype=torch.float64)
-        uniform[laid.places] = torch.from_numpy(np.concatenate(numbers))
+        uniform[laid.batch.places.cpu()] = torch.from_numpy(np.concatenate(numbers))
         ranks = parallel_state.get_context_parallel_world_size()
         if ranks == 1:
             return uniform
@@ -217,21 +220,6 @@ class _Listener:
             torch.cat([one.log_probs for one in self._kept]).view(shape)[:count],
             torch.cat([one.rest for one in self._kept]).view(shape[:2])[:count],
         )
-
-
-def _over_context_ranks(mine: Answers, bounds: Sequence[int]) -> Answers:
-    """The answers at all t positions in the order of the sequence (collective over context)."""
-    group = parallel_state.get_context_parallel_group()
-    if group.size() == 1:
-        return mine
-    order = gathered_order(bounds, group.size()).to(mine.ids.device)
-
-    def whole(part: Tensor) -> Tensor:
-        gathered = part.new_empty(len(order), *part.shape[1:])
-        torch.distributed.all_gather_into_tensor(gathered, part.contiguous(), group=group)
-        return gathered[order]
-
-    return Answers(whole(mine.ids), whole(mine.log_probs), whole(mine.rest))
 
 
 def _check_finite(directory: Path, shard: int, answers: Answers) -> None:

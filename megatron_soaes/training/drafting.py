@@ -17,7 +17,7 @@ from megatron_soaes.losses.acceptance import (
 )
 from megatron_soaes.losses.agreement import acceptance_rates, greedy_matches, window_sums
 from megatron_soaes.losses.teachers import SampledTeacher
-from megatron_soaes.models.zigzag import positions_of_rank
+from megatron_soaes.models.zigzag import whole_sequence
 from megatron_soaes.training.objective import Objective, TeacherOf
 from megatron_soaes.training.step import sum_over_world
 
@@ -80,7 +80,9 @@ class AcceptanceMeter:
         matches = torch.zeros_like(counts)
         if not isinstance(teacher, SampledTeacher):
             matches = greedy_matches(logits, teacher, vocab_size=self._vocab_size) & counts
-        whole = [_whole_sequence(values[0].double(), batch) for values in (rates, counts, matches)]
+        bounds = batch.cu_seqlens.tolist()
+        figures = torch.stack((rates[0], counts[0], matches[0]), dim=1)
+        whole = whole_sequence(figures.double(), bounds).unbind(1)
         if parallel_state.get_tensor_model_parallel_rank() != 0:
             return
         if parallel_state.get_context_parallel_rank() != 0:
@@ -139,17 +141,3 @@ def runs_of(counts: Tensor, cu_seqlens: Tensor) -> Tensor:
     first = cu_seqlens[:-1].long()
     starts[first] = counts[first]
     return torch.where(counts, starts.cumsum(0), -1)
-
-
-def _whole_sequence(mine: Tensor, batch: MicroBatch) -> Tensor:
-    """[t] of all context-parallel ranks, in the order of the sequence (collective over them)."""
-    ranks = parallel_state.get_context_parallel_world_size()
-    if ranks == 1:
-        return mine
-    places = positions_of_rank(
-        batch.cu_seqlens.tolist(), parallel_state.get_context_parallel_rank(), ranks
-    )
-    whole = mine.new_zeros(int(batch.cu_seqlens[-1]))
-    whole[places.to(mine.device)] = mine
-    torch.distributed.all_reduce(whole, group=parallel_state.get_context_parallel_group())
-    return whole

@@ -80,6 +80,7 @@ def packed_logits(checkpoint: Path, hf_dir: Path, dtype: torch.dtype, seed: int 
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device),
         longest=max(DOCUMENTS),
         sources=(0,),
+        places=torch.arange(len(tokens), device=device),
     )
     logits: Tensor = model(batch.inputs, None, None, packed_seq_params=batch.packed_seq_params())
     return logits[0, :, : shape.vocab_size].float().cpu()

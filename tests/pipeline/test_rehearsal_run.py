@@ -41,7 +41,7 @@ TINY = qwen2_config(1024, layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16,
 DRAFT = qwen2_config(1024, layers=1, hidden=32, heads=2, kv_heads=2, head_dim=16, ffn=64)
 STEPS = {
     "cpt": 12, "sft-broad": 4, "sft-narrow": 120,
-    "draft-cpt": 2, "draft-sft-broad": 2, "draft-sft-narrow": 2,
+    "draft-cpt": 2, "draft-sft-broad": 2, "draft-sft-narrow": 2, "distil": 30,
 }  # fmt: skip
 
 
@@ -51,12 +51,22 @@ def shortened(steps: dict[str, int]) -> list[str]:
     for stage, count in steps.items():
         found += [f"{stage}.steps={count}", f"{stage}.warmup_steps=1"]
         found += [f"{stage}.validation.every={max(6, count // 2)}", f"{stage}.batches=2"]
-        found += [f"{stage}.epochs=null"] if "sft" in stage else []
+        found += [f"{stage}.epochs=null"] if "sft" in stage or stage == "distil" else []
     return found
 
 
 BASE = shortened({"pretrain": 4, "draft-pretrain": 2})
-RUN = [*shortened(STEPS), "sft-narrow.checkpoints.every=20", "evaluation.max_new_tokens=8"]
+RUN = [
+    *shortened(STEPS),
+    "sft-narrow.checkpoints.every=20",
+    "evaluation.max_new_tokens=8",
+    "respond.prompts_per_dataset=8",
+    "respond.sampling.max_new_tokens=16",
+    "pair.most_prompts=4",
+    "pair.draft_lengths=[3]",
+    "pair.repeats=2",
+    "pair.max_new_tokens=8",
+]
 STEPS_OF_PREPARATION = 10
 """Eight datasets to tokenize and two models to import."""
 
@@ -135,6 +145,24 @@ def test_both_lines_went_through_every_stage_and_were_examined(demo: Demo) -> No
         assert (demo.run_folder / stage / "summary.txt").read_text(encoding="utf-8") in demo.output
 
 
+def test_the_draft_learns_what_its_target_says(demo: Demo) -> None:
+    answers = demo.manifest("respond")["metrics"]
+    assert {"dialogue", "expert", "domain"} <= set(answers)  # type: ignore[call-overload]
+    acceptance = demo.manifest("distil")["metrics"]["acceptance"]  # type: ignore[index]
+    before, after = acceptance["before"]["answers"], acceptance["after"]["answers"]
+    assert after["alpha"] > before["alpha"]
+    assert f"{before['alpha']:.1%}" in demo.output
+    assert f"{after['alpha']:.1%}" in demo.output
+
+
+def test_the_pair_is_measured_and_its_text_is_the_target_s(demo: Demo) -> None:
+    measured = demo.manifest("pair")["metrics"]
+    assert measured["exact"]["equal_logits"] == 1  # type: ignore[index]
+    assert measured["exact"]["identical"] == 1  # type: ignore[index]
+    target, draft = demo.run_folder / "hf/hf", demo.run_folder / "draft-hf/hf"
+    assert f"soaes chat {target} --draft {draft}" in demo.output
+
+
 def test_a_curriculum_killed_in_its_second_stage_goes_on_bitwise(demo: Demo) -> None:
     checkpoints = demo.run_folder / "sft-narrow/checkpoints"
     whole = tensors_in(checkpoints / "iter_0000120")
@@ -166,6 +194,7 @@ def test_a_second_run_does_nothing(demo: Demo) -> None:
     again = soaes("run", demo.recipe, *RUN)
     assert again.returncode == 0
     stages = len(STEPS) + len(["evaluations", "exports"]) * len(["target", "draft"])
+    stages += len(["respond", "capture", "pair"])
     assert again.stdout.count("unchanged, skipped") == STEPS_OF_PREPARATION + stages
     assert "runs" not in again.stdout
 

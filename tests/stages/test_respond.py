@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_prep.indexed import open_indexed
@@ -111,13 +112,13 @@ def run_here(root: Path, *overrides: str, name: str = "answers") -> dict[str, An
 
 
 def written(root: Path, name: str = "answers") -> list[tuple[list[int], list[float]]]:
-    """Tokens and weights of every conversation of the dataset that a stage wrote."""
+    """Tokens and weights of every conversation of the dataset that a stage wrote, sorted."""
     prefix = root / "work" / name / "responses"
     weights = open_indexed(prefix.with_name("responses_weights"))
-    return [
+    return sorted(
         (tokens.tolist(), weighed.tolist())
         for tokens, weighed in zip(open_indexed(prefix), weights, strict=True)
-    ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,19 +131,34 @@ def test_answers_are_what_the_model_writes(
     root: Path, asked: Asked, metrics: dict[str, Any]
 ) -> None:
     expected = [*asked.answers("chats"), *asked.answers("docs")]
-    assert written(root) == [
+    assert written(root) == sorted(
         (prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer))
         for prompt, answer, _ in expected
+    )
+
+
+def test_a_share_at_the_end_holds_every_dataset_and_no_prompt_from_before(
+    root: Path, asked: Asked, metrics: dict[str, Any]
+) -> None:
+    sources = np.load(root / "work/answers/responses_sources.npy")
+    assert (np.diff(sources) != 0).sum() > 1, "dataset after dataset"
+    tokens = [one.tolist() for one in open_indexed(root / "work/answers/responses")]
+    prompts_of = [
+        next(p for p, _, _ in asked.answers(name) if one[: len(p)] == p)
+        for one, name in zip(tokens, (["chats", "docs"][i] for i in sources), strict=True)
     ]
+    # Both temperatures of a prompt stand together.
+    assert prompts_of[0::2] == prompts_of[1::2]
 
 
 def test_only_an_answer_that_stopped_ends_with_the_stop_token(
     root: Path, asked: Asked, metrics: dict[str, Any]
 ) -> None:
-    chats = asked.answers("chats")
-    finishes = [finish for _, _, finish in chats]
-    assert {*finishes} == {"stop", "length"}
-    for (tokens, weights), finish in zip(written(root), finishes, strict=False):
+    finishes = {tuple(prompt + answer): finish for prompt, answer, finish in asked.answers("chats")}
+    assert {*finishes.values()} == {"stop", "length"}
+    chats = [one for one in written(root) if tuple(one[0]) in finishes]
+    for tokens, weights in chats:
+        finish = finishes[tuple(tokens)]
         trained = [t for t, weight in zip(tokens, weights, strict=True) if weight]
         assert trained.count(asked.end_of_turn) == (finish == "stop")
         if finish == "stop":
@@ -183,7 +199,7 @@ def test_training_reads_the_dataset_with_its_masks_and_sources(
             if sample.loss_weights[start:end].any():
                 tokens = sample.tokens[start:end].tolist()
                 read.append((tokens, sample.loss_weights[start:end].tolist()))
-    assert read == written(root)
+    assert sorted(read) == written(root)
 
 
 def test_the_description_says_what_the_dataset_holds(
@@ -209,16 +225,15 @@ def test_people_can_read_the_answers(root: Path, asked: Asked, metrics: dict[str
     lines = (root / "work/answers/responses.jsonl").read_text(encoding="utf-8").splitlines()
     expected = [*asked.answers("chats"), *asked.answers("docs")]
     assert len(lines) == len(expected)
-    first = json.loads(lines[0])
     prompt, answer, finish = expected[0]
     tokenizer = prompts.load_tokenizer(asked.hf_dir)
-    assert first == {
+    assert {
         "dataset": "chats",
         "temperature": 0.0,
         "finish": finish,
         "prompt": tokenizer.decode(prompt),
         "answer": asked.text_of(answer[:-1] if finish == "stop" else answer),
-    }
+    } in [json.loads(line) for line in lines]
     assert {json.loads(line)["dataset"] for line in lines} == {"chats", "docs"}
 
 
@@ -295,7 +310,7 @@ def test_a_server_is_asked_with_tokens_and_its_text_is_tokenized(
         end = [asked.end_of_turn] if finish == "stop" else []
         text = asked.text_of(answer[: len(answer) - len(end)])
         expected.append(prompt + tokenizer(text, add_special_tokens=False).input_ids + end)
-    assert [tokens for tokens, _ in written(root, "served")] == expected
+    assert [tokens for tokens, _ in written(root, "served")] == sorted(expected)
     assert sorted(body["prompt"] for body in server.bodies) == sorted(2 * asked.chats)
     assert found["chats"]["answers"] == len(expected)
 
