@@ -12,7 +12,7 @@ from megatron_soaes import cli_decoding
 from megatron_soaes.accelerator.quiet import quiet_libraries
 from megatron_soaes.cli_evaluate import compare, evaluate, prep_sft
 from megatron_soaes.cli_export import check as check_export
-from megatron_soaes.cli_export import trtllm
+from megatron_soaes.cli_export import hf_fp8, trtllm
 from megatron_soaes.cli_nemo import nemo
 from megatron_soaes.errors import ExitCode, UserError
 
@@ -174,6 +174,7 @@ def adopt(
 
 export_app.command("trtllm")(trtllm)
 export_app.command("check")(check_export)
+export_app.command("hf-fp8")(hf_fp8)
 export_app.command("nemo")(nemo)
 
 

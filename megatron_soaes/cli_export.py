@@ -1,9 +1,11 @@
-"""`soaes export trtllm` and `soaes export check`, for TensorRT-LLM. No heavy imports."""
+"""`soaes export trtllm`, `hf-fp8` and `check`, for TensorRT-LLM. No heavy imports."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,38 +13,77 @@ from megatron_soaes.accelerator.quiet import quiet_libraries
 from megatron_soaes.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
+    from megatron_soaes.export.fp8.calibration import Fp8
+    from megatron_soaes.export.fp8.report import Quality
     from megatron_soaes.export.trtllm.check import CheckReport
 
 SHOWN = 40
 """Problems that are printed; one mistake of a converter may break a rule in every tensor."""
 
+Source = Annotated[Path, typer.Argument(help="HF directory, or a folder of Megatron checkpoints.")]
+Iteration = Annotated[
+    int | None, typer.Option(help="Of Megatron checkpoints; by default the newest.")
+]
+Fp8Draft = Annotated[
+    Path | None, typer.Option(help="FP8: measure this draft's acceptance by the target too.")
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(help="FP8: leave qkv, o_proj, gate_up or down_proj in DTYPE, in all layers."),
+]
+Fp8Cache = Annotated[
+    bool | None, typer.Option(help="FP8: cache keys and values as FP8 too (default).")
+]
+MaxLogitError = Annotated[
+    float | None, typer.Option(help="FP8: refuse above this part of the logits (0.15).")
+]
+MaxPerplexityIncrease = Annotated[
+    float | None, typer.Option(help="FP8: refuse above this part of the perplexity (0.02).")
+]
+MaxAcceptanceLoss = Annotated[
+    float | None, typer.Option(help="FP8: refuse where the rate falls by more than this (0.02).")
+]
+Dtype = Annotated[str, typer.Option(help="bf16 or fp16.")]
+
 
 def trtllm(
-    source: Annotated[
-        Path, typer.Argument(help="HF directory, or a folder of Megatron checkpoints.")
-    ],
+    source: Source,
     out: Annotated[Path, typer.Argument(help="New folder for config.json and rank files.")],
     *,
     tp: Annotated[int, typer.Option(help="Tensor-parallel ranks of the engine.")] = 1,
     pp: Annotated[int, typer.Option(help="Pipeline stages of the engine.")] = 1,
-    dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
+    dtype: Dtype = "bf16",
     vocab_size: Annotated[
         int | None,
         typer.Option(help="Vocabulary rows, for a pair that must agree; by default the model's."),
     ] = None,
-    iteration: Annotated[
-        int | None, typer.Option(help="Of Megatron checkpoints; by default the newest.")
+    iteration: Iteration = None,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Matrices of the layers in FP8; needs --calibration.")
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="FP8: real prompts; .jsonl of prompt, text or messages, or text lines."),
     ] = None,
+    draft: Fp8Draft = None,
+    exclude: Exclude = None,
+    fp8_cache: Fp8Cache = None,
+    max_logit_error: MaxLogitError = None,
+    max_perplexity_increase: MaxPerplexityIncrease = None,
+    max_acceptance_loss: MaxAcceptanceLoss = None,
 ) -> None:
     """Write a checkpoint for trtllm-build of TensorRT-LLM up to 1.2.1."""
     quiet_libraries()
-    from rich.console import Console
-    from rich.progress import Progress
-
+    asked = {
+        "draft": draft, "exclude": exclude, "fp8-cache": fp8_cache,
+        "max-logit-error": max_logit_error, "max-perplexity-increase": max_perplexity_increase,
+        "max-acceptance-loss": max_acceptance_loss,
+    }  # fmt: skip
+    _require_all_or_nothing(fp8, {"calibration": calibration, **asked})
+    quantisation = None if calibration is None else _quantisation(calibration, asked)
     from megatron_soaes.export.trtllm.writer import export_trtllm
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("parameters", total=None)
+    with _bars() as bar:
         report = export_trtllm(
             source,
             out,
@@ -51,13 +92,107 @@ def trtllm(
             dtype=dtype,
             vocab_size=vocab_size,
             iteration=iteration,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            fp8=quantisation,
+            calibration_progress=bar("calibration") if fp8 else None,
+            progress=bar("parameters"),
         )
+    if report.fp8 is not None:
+        _print_quality(report.fp8)
     typer.echo(
         f"{_counted(report.ranks, 'rank')}, {report.tensors} tensors, {report.bytes:,} bytes, "
         f"{report.vocab_size} vocabulary rows -> {report.directory}"
     )
     typer.echo(f"Check it: soaes export check {out} --against {source}")
+
+
+def hf_fp8(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="New folder for the FP8 model.")],
+    *,
+    calibration: Annotated[
+        Path, typer.Option(help="Real prompts; .jsonl of prompt, text or messages, or text lines.")
+    ],
+    dtype: Dtype = "bf16",
+    iteration: Iteration = None,
+    draft: Fp8Draft = None,
+    exclude: Exclude = None,
+    fp8_cache: Fp8Cache = None,
+    max_logit_error: MaxLogitError = None,
+    max_perplexity_increase: MaxPerplexityIncrease = None,
+    max_acceptance_loss: MaxAcceptanceLoss = None,
+) -> None:
+    """Write an FP8 HF directory for TensorRT-LLM's PyTorch backend, vLLM and SGLang."""
+    quiet_libraries()
+    from megatron_soaes.export.fp8.hf import export_hf_fp8
+
+    asked = {
+        "draft": draft, "exclude": exclude, "fp8-cache": fp8_cache,
+        "max-logit-error": max_logit_error, "max-perplexity-increase": max_perplexity_increase,
+        "max-acceptance-loss": max_acceptance_loss,
+    }  # fmt: skip
+    with _bars() as bar:
+        report = export_hf_fp8(
+            source,
+            out,
+            _quantisation(calibration, asked),
+            dtype=dtype,
+            iteration=iteration,
+            calibration_progress=bar("calibration"),
+            progress=bar("parameters"),
+        )
+    _print_quality(report.quality)
+    typer.echo(f"{report.tensors} tensors -> {report.directory}")
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Progress on stderr: what is yielded makes a bar of a name, to be told what is done of all."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+
+        def bar(name: str) -> Callable[[int, int], None]:
+            task = progress.add_task(name, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield bar
+
+
+def _require_all_or_nothing(fp8: bool, asked: Mapping[str, object]) -> None:
+    if fp8 and asked["calibration"] is None:
+        raise UserError(
+            "--fp8", "no --calibration", "a file of real prompts", "Name one: scales come from it."
+        )
+    for option, value in asked.items():
+        if not fp8 and value is not None:
+            raise UserError(
+                f"--{option}", "it without --fp8", "both", "Add --fp8, or leave it out."
+            )
+
+
+def _quantisation(calibration: Path, asked: Mapping[str, Any]) -> Fp8:
+    """What was asked for by options (None: the default), by their names."""
+    from megatron_soaes.export.fp8.calibration import Fp8
+    from megatron_soaes.export.fp8.report import Limits
+
+    limits = {
+        name.removeprefix("max-").replace("-", "_"): value
+        for name, value in asked.items()
+        if name.startswith("max-") and value is not None
+    }
+    return Fp8(
+        calibration,
+        draft=asked["draft"],
+        cache=asked["fp8-cache"] is not False,
+        exclude=tuple(asked["exclude"] or ()),
+        limits=Limits(**limits),
+    )
+
+
+def _print_quality(quality: Quality) -> None:
+    for line in quality.lines():
+        typer.echo(f"FP8: {line}")
 
 
 def check(

@@ -21,7 +21,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()} | {torch.float8_e4m3fn: "F8_E4M3"}
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
 
 
@@ -182,7 +182,7 @@ class SafetensorsWriter:
                 f"{name} {tuple(tensor.shape)} is not the next of the plan: {expected}"
             )
         assert self._stream is not None
-        self._stream.write(tensor.contiguous().view(torch.uint8).numpy().data)
+        self._stream.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
     def close(self) -> None:
         """End the last shard and write the index. Raises ValueError when tensors are missing."""

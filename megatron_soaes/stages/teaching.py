@@ -35,6 +35,13 @@ def teaching_inputs(recipe: Recipe, stage: DistillStage) -> dict[str, Path]:
     return found
 
 
+def check_tokenizers(recipe: Recipe, stage: DistillStage) -> None:
+    """UserError at the first difference between the tokenizers of teacher and student."""
+    from megatron_soaes.decoding.pairing import shared_tokenizer
+
+    shared_tokenizer(recipe.models.target.source, graph.model_of(recipe, stage).source)
+
+
 def teaching_of(
     reading: Reading,
     stage: DistillStage,
@@ -44,16 +51,13 @@ def teaching_of(
 ) -> Teaching:
     """The teacher and the objective of a stage (collective).
 
-    Raises UserError for tokenizers that differ, at their first difference, and for stores that were
-    captured from something else.
+    Raises UserError for stores that were captured from something else.
     """
-    from megatron_soaes.decoding.pairing import shared_tokenizer
     from megatron_soaes.training.drafting import Window
     from megatron_soaes.training.teaching import Teaching
 
     recipe = reading.recipe
     student = graph.model_of(recipe, stage)
-    shared_tokenizer(recipe.models.target.source, student.source)
     info, _ = load_tokenizer(student.source, add_special_tokens=False)
     selection, wanted = stage.objective.selection, stage.draft_window
     size = shapes[stage.model].parameters / shapes["target"].parameters

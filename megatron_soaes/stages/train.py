@@ -22,7 +22,7 @@ from megatron_soaes.stages.mixtures import (
     too_long_of,
     training_mixture,
 )
-from megatron_soaes.stages.teaching import teaching_inputs, teaching_of
+from megatron_soaes.stages.teaching import check_tokenizers, teaching_inputs, teaching_of
 
 if TYPE_CHECKING:
     from megatron_soaes.training.job import TrainingJob
@@ -91,6 +91,8 @@ class TrainStage(Stage):
 
         stage, recipe = self.settings, self.recipe
         source = graph.model_of(recipe, stage)
+        if isinstance(stage, DistillStage):
+            check_tokenizers(recipe, stage)
         layout = graph.layout_of(recipe, stage)
         shapes, _ = shapes_of(recipe)
         shape = shapes[stage.model]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -19,11 +20,12 @@ from megatron_soaes.recipe import graph
 from megatron_soaes.recipe.check import shapes_of
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.schema import CaptureStage as CaptureSettings
-from megatron_soaes.recipe.schema import Recipe
+from megatron_soaes.recipe.schema import DistillStage, Recipe
 from megatron_soaes.stages.base import Stopped
 from megatron_soaes.stages.capture import CaptureStage, captured_origins
 from megatron_soaes.stages.datasets import held_out_sets, reading_for
 from megatron_soaes.stages.mixtures import training_mixture
+from megatron_soaes.stages.train import TrainStage
 from megatron_soaes.training.stopping import StopSignal
 from tests.data.material import random_conversations, write_conversations
 from tests.stages.exam import VOCABULARY, Exam
@@ -34,7 +36,7 @@ RECIPE = """
 version: 1
 name: capture
 workdir: work
-models: {target: {source: good}}
+models: {target: {source: good}, draft: {source: draft}}
 data:
   datasets:
     seen: {indexed: seen}
@@ -53,6 +55,14 @@ stages:
     validation: [chats, held]
     validation_samples: 3
     store: {entries: 5, samples_per_shard: 4}
+  - name: distil
+    kind: distill
+    captured: captured
+    epochs: 2
+    sequence_length: 32
+    global_batch_size: 2
+    precision: {dtype: fp32}
+    validation: {sets: [chats, held]}
 """
 
 
@@ -73,6 +83,8 @@ def root(exam: Exam, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("capture") / "run"
     for name in ("work/import-target", "work/cpt", "good"):
         shutil.copytree(exam.root / name, folder / name)
+    shutil.copytree(exam.good, folder / "draft")
+    shutil.copytree(folder / "work/import-target", folder / "work/import-draft")
     for file in (*exam.root.glob("held.*"), *exam.root.glob("seen.*")):
         shutil.copy(file, folder)
     conversations = random_conversations(3, 60, LENGTH, VOCABULARY)
@@ -258,3 +270,38 @@ def test_the_plan_depends_on_what_is_asked_and_not_on_how_it_is_spread(root: Pat
     assert same.processes == 4
     for change in ("captured.samples=9", "captured.store.entries=6", "seed=1"):
         assert stage_of(recipe_of(root, change)).plan().config != plan.config
+
+
+def distil(root: Path, *overrides: str) -> dict[str, Any]:
+    """The distillation on what was captured; its metrics."""
+    recipe = recipe_of(root, *overrides)
+    (settings,) = (one for one in recipe.stages if isinstance(one, DistillStage))
+    return TrainStage(recipe, settings).run()
+
+
+def test_a_distillation_reads_the_stores(captured: Path) -> None:
+    found = distil(captured)
+    # Two passes over 10 samples, 2 a step.
+    assert found["iteration"] == 10
+    assert sum(found["consumed_samples"].values()) == 20
+    before, after = found["acceptance"]["before"], found["acceptance"]["after"]
+    assert {"chats", "chats/law", "chats/finance", "held"} == before.keys() == after.keys()
+    for figures in (*before.values(), *after.values()):
+        assert 0 < figures["alpha"] <= 1
+        assert len(figures["tokens_per_pass"]) == len(figures["ideal_speedup"]) == 7
+
+
+def test_a_store_of_other_samples_is_refused(captured: Path) -> None:
+    with pytest.raises(UserError, match=r"origin\.data"):
+        distil(captured, "seed=99")
+
+
+def test_another_tokenizer_is_refused_at_its_first_difference(captured: Path) -> None:
+    file = captured / "draft" / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    *_, first, second = vocabulary
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"vocabulary, .*Use a draft that was trained"):
+        distil(captured)

@@ -11,7 +11,7 @@ from megatron_soaes.recipe.schema import FamilyName
 from megatron_soaes.recipe.shapes import ModelShape
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
-CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float8_e4m3fn": "F8_E4M3"}
 """Names of dtypes in config.json to those in safetensors files."""
 ARCHITECTURES: dict[FamilyName, str] = {
     "qwen2": "Qwen2ForCausalLM",

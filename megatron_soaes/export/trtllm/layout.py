@@ -60,6 +60,8 @@ class RankTensor:
     pieces: tuple[Piece, ...]
     replicated: bool = False
     """Whether all ranks of the stage hold the same."""
+    dtype: str | None = None
+    """None for that of the checkpoint."""
 
 
 @dataclass(frozen=True)

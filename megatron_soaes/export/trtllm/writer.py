@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +20,12 @@ from torch import Tensor
 from megatron_soaes import files
 from megatron_soaes.checkpoint.model_weights import Progress
 from megatron_soaes.errors import UserError
+from megatron_soaes.export.fp8.calibration import Fp8, quantise
+from megatron_soaes.export.fp8.report import Quality
+from megatron_soaes.export.fp8.scales import Scales, to_fp8
 from megatron_soaes.export.source import Source, open_source, stored_dtype
 from megatron_soaes.export.trtllm.config import CODES, dtype_named, trtllm_config
+from megatron_soaes.export.trtllm.fp8 import quantised, quantization_fields, scale_tensors
 from megatron_soaes.export.trtllm.layout import (
     EMBEDDING,
     FINAL_NORM,
@@ -35,7 +39,8 @@ from megatron_soaes.export.trtllm.layout import (
 )
 from megatron_soaes.export.vocabulary import exported_vocab_size
 
-ITEM_BYTES = 2
+ITEM_BYTES = {None: 2, "float8_e4m3fn": 1, "float32": 4}
+"""Bytes of a number, by `RankTensor.dtype`."""
 WORKERS = min(4, os.cpu_count() or 1)
 """Layers that are in memory, and written, at a time."""
 
@@ -49,6 +54,8 @@ class TrtllmReport:
     tensors: int
     bytes: int
     vocab_size: int
+    fp8: Quality | None
+    """What FP8 costs; None without FP8."""
 
 
 def export_trtllm(
@@ -60,21 +67,20 @@ def export_trtllm(
     dtype: str = "bf16",
     vocab_size: int | None = None,
     iteration: int | None = None,
+    fp8: Fp8 | None = None,
     progress: Progress | None = None,
+    calibration_progress: Progress | None = None,
 ) -> TrtllmReport:
     """Write an HF directory or a Megatron checkpoint as `trtllm-build` of TensorRT-LLM reads it.
 
-    All tensors have `dtype`, bf16 or fp16. `vocab_size` cuts or adds rows that no token uses
-    (`export.vocabulary`). Memory is bounded by `WORKERS` layers, or blocks of a vocabulary matrix
-    (all of it, from a Megatron checkpoint). `out_dir` appears whole or not at all.
-    Raises UserError when it exists, when the model cannot be read or cut so, when a value does not
-    fit `dtype`, and when the disk has too little room.
+    All tensors have `dtype`, bf16 or fp16; with `fp8` the matrices of the layers are FP8, if
+    `export.fp8.calibration` finds that it costs little enough. `vocab_size` cuts or adds rows that
+    no token uses (`export.vocabulary`). Memory is bounded by `WORKERS` layers, or blocks of a
+    vocabulary matrix (all of it, from a Megatron checkpoint); calibration needs more. `out_dir`
+    appears whole or not at all. Raises UserError when it exists, when the model cannot be read or
+    cut so, when a value does not fit `dtype`, when FP8 costs too much, and when the disk is full.
     """
-    if out_dir.exists():
-        raise UserError(
-            out_dir, "something already there", "a path that does not exist",
-            "Choose another path, or remove what is there.",
-        )  # fmt: skip
+    _require_new(out_dir)
     stored = dtype_named(dtype)
     source = open_source(source_dir, iteration)
     parallelism = Parallelism(tensor_parallel, pipeline_parallel)
@@ -84,18 +90,24 @@ def export_trtllm(
         rank_tensors(source.shape, vocab_size, parallelism, rank)
         for rank in range(parallelism.world_size)
     ]
+    config = trtllm_config(source.shape, source.config, stored, vocab_size, parallelism)
+    scales, quality = Scales((), ()), None
+    if fp8 is not None:
+        scales, quality = quantise(source, fp8, getattr(torch, stored), calibration_progress)
+        config["quantization"] = quantization_fields(scales)
+        config["producer"]["fp8"] = asdict(quality)
+        ranks = [quantised(tensors, scales) for tensors in ranks]
     total = sum(_bytes(tensor) for tensors in ranks for tensor in tensors)
     _require_room(out_dir, total)
     with files.atomic_directory(out_dir) as target:
-        config = trtllm_config(source.shape, source.config, stored, vocab_size, parallelism)
         files.write_json(target / "config.json", config)
         with ExitStack() as stack:
             opened = [
                 stack.enter_context(RankFile(target / f"rank{rank}.safetensors", tensors, stored))
                 for rank, tensors in enumerate(ranks)
             ]
-            _Copy(source, opened, getattr(torch, stored), vocab_size).run(progress)
-    return TrtllmReport(out_dir, len(ranks), sum(map(len, ranks)), total, vocab_size)
+            _Copy(source, opened, getattr(torch, stored), vocab_size, scales).run(progress)
+    return TrtllmReport(out_dir, len(ranks), sum(map(len, ranks)), total, vocab_size, quality)
 
 
 class RankFile:
@@ -128,7 +140,10 @@ class RankFile:
 
     def write(self, tensor: RankTensor, row: int, part: Tensor) -> None:
         """Put `part` into `tensor`, from `row` on."""
-        offset = self._offsets[tensor.name] + row * math.prod(tensor.shape[1:]) * ITEM_BYTES
+        offset = (
+            self._offsets[tensor.name]
+            + row * math.prod(tensor.shape[1:]) * ITEM_BYTES[tensor.dtype]
+        )
         data = part.contiguous().view(-1).view(torch.uint8).numpy()
         self._write(offset, data.data)
 
@@ -145,8 +160,10 @@ def header(tensors: Sequence[RankTensor], dtype: str) -> bytes:
     for tensor in tensors:
         end = start + _bytes(tensor)
         entries[tensor.name] = {
-            "dtype": CODES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end],
-        }  # fmt: skip
+            "dtype": CODES[tensor.dtype or dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
         start = end
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
@@ -157,15 +174,24 @@ class _Copy:
     """Reads each HF tensor once and writes its parts into all files that hold some of it."""
 
     def __init__(
-        self, source: Source, ranks: Sequence[RankFile], dtype: torch.dtype, vocab_size: int
+        self,
+        source: Source,
+        ranks: Sequence[RankFile],
+        dtype: torch.dtype,
+        vocab_size: int,
+        scales: Scales,
     ) -> None:
         self._source = source
         self._ranks = ranks
         self._dtype = dtype
         self._vocab_size = vocab_size
+        self._scales = scales
         self._targets = destinations([rank.tensors for rank in ranks])
 
     def run(self, progress: Progress | None) -> None:
+        for rank in self._ranks:
+            for tensor, scale in scale_tensors(rank.tensors, self._scales).items():
+                rank.write(tensor, 0, scale)
         shape = self._source.shape
         outside = [EMBEDDING, FINAL_NORM, *([] if shape.tied_embeddings else [OUTPUT])]
         tasks: list[Callable[[], int]] = [partial(self._outside, name) for name in outside]
@@ -197,12 +223,22 @@ class _Copy:
 
     def _write(self, name: str, first: int, block: Tensor) -> None:
         converted = stored_dtype(block, self._dtype, name)
+        if name in self._scales.weights:
+            converted = to_fp8(converted, self._scales.weights[name])
         for target, row, part in parts_of(converted, first, self._targets[name]):
             self._ranks[target.rank].write(target.tensor, row, part)
 
 
 def _bytes(tensor: RankTensor) -> int:
-    return math.prod(tensor.shape) * ITEM_BYTES
+    return math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
+
+
+def _require_new(out_dir: Path) -> None:
+    if out_dir.exists():
+        raise UserError(
+            out_dir, "something already there", "a path that does not exist",
+            "Choose another path, or remove what is there.",
+        )  # fmt: skip
 
 
 def _require_room(out_dir: Path, needed: int) -> None:
