@@ -80,9 +80,7 @@ class Packs:
         self._settings = settings
         self._source = source
         self._description = read_description(chosen.prefix)
-        self._tokens = open_indexed(chosen.prefix)
-        self._weights = open_indexed(chosen.prefix.with_name(chosen.prefix.name + "_weights"))
-        _check_files(chosen, self._description, self._tokens, self._weights, settings)
+        self._tokens, self._weights = open_conversations(chosen, settings.tokenizer)
         self._identity = _identity(chosen, settings)
         self._packing, self.report = self._cached_packing(chosen)
         self._shuffled = lru_cache(maxsize=2)(self._order_of_pass)
@@ -230,22 +228,24 @@ def _identity(chosen: ConversationRange, settings: PackSettings) -> dict[str, An
     }
 
 
-def _check_files(
-    chosen: ConversationRange,
-    description: dict[str, Any],
-    tokens: IndexedDataset,
-    weights: IndexedDataset,
-    settings: PackSettings,
-) -> None:
+def open_conversations(
+    chosen: ConversationRange, tokenizer: TokenizerFacts
+) -> tuple[IndexedDataset, IndexedDataset]:
+    """Tokens and weights of the whole dataset; UserError for files of another tokenizer, and for
+    those that do not belong together."""
     where = f"dataset {chosen.name} ({chosen.prefix})"
-    if description["tokenizer_sha256"] != settings.tokenizer.sha256:
+    made_with = read_description(chosen.prefix)["tokenizer_sha256"]
+    if made_with != tokenizer.sha256:
         raise UserError(
-            where, f"tokens of tokenizer {description['tokenizer_sha256'][:12]}",
-            f"tokens of this model's, {settings.tokenizer.sha256[:12]}",
+            where, f"tokens of tokenizer {made_with[:12]}",
+            f"tokens of this model's, {tokenizer.sha256[:12]}",
             "Make it again with --tokenizer-model naming this model's folder.",
         )  # fmt: skip
+    tokens = open_indexed(chosen.prefix)
+    weights = open_indexed(chosen.prefix.with_name(chosen.prefix.name + "_weights"))
     if not np.array_equal(tokens.sequence_lengths, weights.sequence_lengths):
         raise UserError(
             where, "other lengths in _weights.idx than in .idx", "a weight for each token",
             "Make the dataset again; its files do not belong together.",
         )  # fmt: skip
+    return tokens, weights

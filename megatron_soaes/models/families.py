@@ -38,12 +38,13 @@ def hf_config(shape: ModelShape, original: dict[str, Any], torch_dtype: str) -> 
         "num_key_value_heads": shape.kv_heads,
         "tie_word_embeddings": shape.tied_embeddings,
         "rope_theta": shape.rope_theta,
-        "rope_scaling": _rope_scaling(shape),
+        "rope_scaling": rope_scaling(shape),
         "torch_dtype": torch_dtype,
     }
 
 
-def _rope_scaling(shape: ModelShape) -> dict[str, Any] | None:
+def rope_scaling(shape: ModelShape) -> dict[str, Any] | None:
+    """RoPE scaling as HF and TensorRT-LLM configs write it, None for none."""
     scaling = shape.rope_scaling
     if scaling is None:
         return None

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from numpy.typing import NDArray
 
-from megatron_soaes.data.conversations import read_description
+from megatron_soaes.data.conversations import open_conversations
 from megatron_soaes.data.indexed import open_indexed
 from megatron_soaes.decoding.interface import Prompt
 from megatron_soaes.errors import UserError
-from megatron_soaes.stages.datasets import Reading, training_part
+from megatron_soaes.stages.datasets import Reading, conversations, training_part
 from megatron_soaes.stages.locations import indexed_prefix
 
 
@@ -68,7 +67,8 @@ def read_prompts(reading: Reading, name: str, wanted: Wanted) -> PromptSet:
     is_chat = reading.recipe.data.datasets[name].is_chat
     weights = None
     if is_chat:
-        tokens, weights = _open_conversations(reading, prefix)
+        part = conversations(reading.recipe, name, (0.0, share))
+        tokens, weights = open_conversations(part, reading.tokenizer)
         count = round(share * len(tokens.sequence_lengths))
         ends = np.array([prompt_length(weights[i]) for i in range(count)], dtype=np.int64)
     else:
@@ -110,23 +110,6 @@ def spread(numbers: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
     if most is None or most >= len(numbers):
         return numbers
     return numbers[np.arange(most) * len(numbers) // most]
-
-
-def _open_conversations(reading: Reading, prefix: Path) -> tuple[IndexedDataset, IndexedDataset]:
-    """Tokens and weights; UserError where they belong to another tokenizer, or not together."""
-    made_with, ours = read_description(prefix)["tokenizer_sha256"], reading.tokenizer.sha256
-    if made_with != ours:
-        raise UserError(
-            prefix, f"tokens of tokenizer {made_with[:12]}", f"tokens of this model's, {ours[:12]}",
-            "Make the dataset again with this model's tokenizer.",
-        )  # fmt: skip
-    tokens, weights = open_indexed(prefix), open_indexed(prefix.with_name(f"{prefix.name}_weights"))
-    if not np.array_equal(tokens.sequence_lengths, weights.sequence_lengths):
-        raise UserError(
-            prefix, "other lengths in _weights.idx than in .idx", "a weight for each token",
-            "Make the dataset again; its files do not belong together.",
-        )  # fmt: skip
-    return tokens, weights
 
 
 def _end_of_turn(

@@ -7,6 +7,7 @@ from typing import Any
 from megatron_soaes import __version__
 from megatron_soaes.errors import UserError
 from megatron_soaes.export.trtllm.layout import Parallelism
+from megatron_soaes.models.families import rope_scaling
 from megatron_soaes.recipe.schema import FamilyName
 from megatron_soaes.recipe.shapes import ModelShape
 
@@ -64,7 +65,7 @@ def trtllm_config(
         "max_position_embeddings": shape.max_position,
         "rotary_embedding_dim": shape.head_dim,
         "rotary_base": shape.rope_theta,
-        "rotary_scaling": rotary_scaling(shape),
+        "rotary_scaling": rope_scaling(shape),
         "attn_bias": shape.qkv_bias,
         "mlp_bias": False,
         "use_parallel_embedding": parallelism.embedding_axis is not None,
@@ -78,20 +79,6 @@ def trtllm_config(
         },
         "quantization": {"quant_algo": None, "kv_cache_quant_algo": None, "exclude_modules": None},
         **_family_fields(shape, hf_config),
-    }
-
-
-def rotary_scaling(shape: ModelShape) -> dict[str, Any] | None:
-    """RoPE scaling as TensorRT-LLM reads it: null for none, which a "default" type is not."""
-    scaling = shape.rope_scaling
-    if scaling is None:
-        return None
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_position,
     }
 
 
