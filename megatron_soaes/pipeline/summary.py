@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from megatron_soaes.pipeline.manifest import Manifest, read_manifest
 from megatron_soaes.recipe.schema import Recipe
@@ -76,7 +76,8 @@ def acceptance(manifest: Manifest) -> Table:
     """
     before, after = (manifest.metrics["acceptance"][when] for when in ("before", "after"))
     table = Table(
-        "set", "alpha", "greedy match", "draft length", "tokens a pass", "ideal speedup",
+        Column("set", no_wrap=True),
+        "alpha", "greedy match", "draft length", "tokens a pass", "ideal speedup",
         title=f"{manifest.stage}: acceptance by the target, before -> after",
     )  # fmt: skip
     for name, now in after.items():
