@@ -65,8 +65,9 @@ setup(
             "mypy>=1.14",
             "import-linter>=2.1",
             "types-PyYAML",
-            # An exporter of TensorRT-LLM checkpoints that is not ours.
+            # An exporter of TensorRT-LLM checkpoints that is not ours; it imports requests unasked.
             "nvidia-modelopt>=0.47,<0.48",
+            "requests>=2.32",
         ],
     },
     entry_points={"console_scripts": ["soaes = megatron_soaes.cli:main"]},

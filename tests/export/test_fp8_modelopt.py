@@ -54,9 +54,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     command = [sys.executable, "-W", "ignore", "-m", "tests.export.modelopt_fp8"]
     arguments = [hf_dir, root / "tokens.json", root / "theirs", 2, 2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run(
-        [*command, *map(str, arguments)], check=True, env=environment, capture_output=True
-    )
+    subprocess.run([*command, *map(str, arguments)], check=True, env=environment)
     return Both(root / "ours", root / "theirs")
 
 

@@ -56,7 +56,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory, model_of: ModelOf) -> ByRun
     jobs = [[str(model_of(run.case)), str(out), run.ways, run.stages] for run, out in made.items()]
     command = [sys.executable, "-W", "ignore", "-m", "tests.export.modelopt_export"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run([*command, json.dumps(jobs)], check=True, env=environment, capture_output=True)
+    subprocess.run([*command, json.dumps(jobs)], check=True, env=environment)
     return made
 
 
