@@ -26,7 +26,7 @@ class Watchdog:
 
     Every rank has its own: when one stalls, the others wait for it in a collective, so all of them
     write the stacks of their threads to stderr and end with `ExitCode.STALLED` at about the same
-    time. Each first tells the others where it is, so every log names the ranks that were elsewhere
+    time. Each then tells the others where it is, so every log names the ranks that were elsewhere
     or that gave no sign at all. Use as a context manager around the work.
     """
 
@@ -59,10 +59,11 @@ class Watchdog:
     def _end(self) -> None:
         rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
         _say(f"error: rank {rank}: no progress for {self._timeout_s:g} s in {self._work}")
-        for line in _where_ranks_are(self._work):
-            _say(f"  {line}")
         _say("where each thread of this rank is:")
         faulthandler.dump_traceback(all_threads=True)
+        # Only now: the rank that has heard from all ends, and the launcher then ends the others.
+        for line in _where_ranks_are(self._work):
+            _say(f"  {line}")
         # Threads stuck in a collective would keep an orderly exit waiting for ever.
         os._exit(ExitCode.STALLED)
 
