@@ -24,6 +24,7 @@ Exact = Annotated[bool, typer.Option("--exact", help="Logits bitwise those of pl
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(speculate)
+    app.command()(speculate_served)
     app.command()(chat)
 
 
@@ -76,6 +77,45 @@ def speculate(
         typer.echo(f"-> {out}, {write_comparison(found, out)}")
     if not found.identity_holds:
         raise typer.Exit(ExitCode.FAILURE)
+
+
+def speculate_served(
+    target: Annotated[Path, typer.Argument(help="HF directory of the target: its tokenizer.")],
+    *,
+    plain_url: Annotated[str, typer.Option(help="The target alone, up to /v1.")],
+    speculative_url: Annotated[str, typer.Option(help="The target with its draft, up to /v1.")],
+    served_model: Annotated[str, typer.Option(help="The name under which both serve.")],
+    prompts: Annotated[Path, typer.Option(help=".jsonl with prompt or messages, or text lines.")],
+    rows: Annotated[int, typer.Option(min=1, help="Requests in flight together.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that every prompt is asked.")] = 3,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+) -> None:
+    """Measure what a draft is worth where it is served: trtllm-serve, vLLM or SGLang, twice."""
+    quiet_libraries()
+    from megatron_soaes.decoding.interface import Sampling
+    from megatron_soaes.decoding.served import Service, compare_services
+    from megatron_soaes.files import write_json
+
+    found = compare_services(
+        Service(plain_url, served_model),
+        Service(speculative_url, served_model),
+        target,
+        prompts,
+        Sampling(max_new_tokens, temperature, top_p, seed, top_k=top_k),
+        rows=rows,
+        repeats=repeats,
+        note=lambda line: typer.echo(line, err=True),
+    )
+    for sentence in found.sentences():
+        typer.echo(sentence)
+    if out is not None:
+        write_json(out, found.as_json())
+        typer.echo(f"-> {out}")
 
 
 def chat(
