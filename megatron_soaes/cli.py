@@ -10,10 +10,12 @@ import typer
 
 from megatron_soaes import cli_decoding
 from megatron_soaes.accelerator.quiet import quiet_libraries
+from megatron_soaes.cli_engines import build as build_engines
 from megatron_soaes.cli_evaluate import compare, evaluate, prep_sft
 from megatron_soaes.cli_export import check as check_export
 from megatron_soaes.cli_export import hf_fp8, trtllm
 from megatron_soaes.cli_nemo import nemo
+from megatron_soaes.cli_pair import pair
 from megatron_soaes.errors import ExitCode, UserError
 
 app = typer.Typer(
@@ -28,6 +30,9 @@ app.add_typer(recipe_app, name="recipe")
 prep_app = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Look into, check and rewrite checkpoints.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
+engines_app = typer.Typer(help="Build engines of TensorRT-LLM.", no_args_is_help=True)
+app.add_typer(engines_app, name="engines")
+engines_app.command("build")(build_engines)
 app.add_typer(prep_app, name="prep")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(evaluate)
@@ -176,6 +181,7 @@ export_app.command("trtllm")(trtllm)
 export_app.command("check")(check_export)
 export_app.command("hf-fp8")(hf_fp8)
 export_app.command("nemo")(nemo)
+export_app.command("pair")(pair)
 
 
 @export_app.command("hf")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from data_prep.same_tokenizer import require_same_tokenizer
 from megatron_soaes.decoding.draft_length import PassCosts
 from megatron_soaes.decoding.lean import LeanModel
 from megatron_soaes.decoding.prompts import load_tokenizer
-from megatron_soaes.errors import UserError
 from megatron_soaes.models.build import DTYPES, dtype_named
 
 CONTEXT = 128
@@ -24,55 +22,10 @@ REPEATS = 24
 
 
 def shared_tokenizer(target_dir: Path, draft_dir: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of both models.
-
-    Raises UserError at the first difference in vocabulary, merges, added or special tokens:
-    drafted ids would mean something else to the target.
-    """
-    target, draft = load_tokenizer(target_dir), load_tokenizer(draft_dir)
-    parts = (_vocabulary, _merges, _added_tokens, _special_tokens)
-    for part in parts:
-        name, wanted = part(target)
-        found = part(draft)[1]
-        difference = _first_difference(wanted, found)
-        if difference is not None:
-            key, here, there = difference
-            raise UserError(
-                f"{draft_dir}: {name}, {key}", there, f"{here}, as in {target_dir}",
-                "Use a draft that was trained with the target's tokenizer.",
-            )  # fmt: skip
-    return target
-
-
-def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> tuple[str, Mapping[Any, Any]]:
-    return "vocabulary", {token: f"id {id_}" for token, id_ in tokenizer.get_vocab().items()}
-
-
-def _merges(tokenizer: PreTrainedTokenizerBase) -> tuple[str, Mapping[Any, Any]]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    model = json.loads(backend.to_str())["model"] if backend is not None else {}
-    return "merges", {f"rank {n}": repr(merge) for n, merge in enumerate(model.get("merges", []))}
-
-
-def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, Mapping[Any, Any]]:
-    return "added tokens", {
-        f"id {id_}": repr(str(token)) for id_, token in tokenizer.added_tokens_decoder.items()
-    }
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, Mapping[Any, Any]]:
-    return "special tokens", {k: repr(v) for k, v in tokenizer.special_tokens_map.items()}
-
-
-def _first_difference(
-    wanted: Mapping[Any, Any], found: Mapping[Any, Any]
-) -> tuple[str, str, str] | None:
-    """Key, wanted and found value; in the order of the first mapping."""
-    for key in (*wanted, *(key for key in found if key not in wanted)):
-        here, there = wanted.get(key, "nothing"), found.get(key, "nothing")
-        if here != there:
-            return str(key), str(here), str(there)
-    return None
+    """The tokenizer of both models; raises UserError as `require_same_tokenizer`."""
+    tokenizer = load_tokenizer(target_dir)
+    require_same_tokenizer(target_dir, draft_dir)
+    return tokenizer
 
 
 def load_model(hf_dir: Path, dtype: str) -> LeanModel:

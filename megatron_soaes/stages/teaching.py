@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.same_tokenizer import require_same_tokenizer
 from data_prep.tokenizer import load_tokenizer
 from megatron_soaes.recipe import graph
 from megatron_soaes.recipe.schema import DistillStage, ModelName, Recipe
@@ -37,9 +38,7 @@ def teaching_inputs(recipe: Recipe, stage: DistillStage) -> dict[str, Path]:
 
 def check_tokenizers(recipe: Recipe, stage: DistillStage) -> None:
     """UserError at the first difference between the tokenizers of teacher and student."""
-    from megatron_soaes.decoding.pairing import shared_tokenizer
-
-    shared_tokenizer(recipe.models.target.source, graph.model_of(recipe, stage).source)
+    require_same_tokenizer(recipe.models.target.source, graph.model_of(recipe, stage).source)
 
 
 def teaching_of(

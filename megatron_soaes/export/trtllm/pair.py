@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from data_prep.tokenizer import NAMED_TOKENS, read_config, read_tokenizer, token_content
-from megatron_soaes.errors import UserError
+from data_prep.same_tokenizer import tokenizer_differences
 from megatron_soaes.export.trtllm.config_check import Checked, check_config
 from megatron_soaes.export.trtllm.problems import Problem
 
@@ -28,11 +24,9 @@ def check_pair(
     first, second = (check_config(folder / "config.json")[0] for folder in (target, draft))
     if first is not None and second is not None:
         problems += _configurations(first, second, draft, served_length)
-    for part, wanted, found in _tokenizer_parts(target_hf, draft_hf):
-        difference = _first_difference(wanted, found)
-        if difference is not None:
-            key, here, there = difference
-            problems.append(Problem(f"{draft_hf}: {part}, {key}", there, f"{here}, as the target"))
+    for one in tokenizer_differences(target_hf, draft_hf):
+        where = f"{draft_hf}: {one.part}, {one.entry}"
+        problems.append(Problem(where, one.draft, f"{one.target}, as the target"))
     return problems
 
 
@@ -51,49 +45,3 @@ def _configurations(
         rule = f"at least {needed}, the tokens that the target serves"
         problems.append(Problem(f"{file}: max_position_embeddings", str(reach), rule))
     return problems
-
-
-def _tokenizer_parts(
-    target: Path, draft: Path
-) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    names = ("vocabulary", "merges", "added tokens", "special tokens", "generation")
-    return list(zip(names, _parts(target), _parts(draft), strict=True))
-
-
-def _parts(hf_dir: Path) -> list[Mapping[str, Any]]:
-    """Vocabulary, merges, added and special tokens, and the ids that end or pad an answer."""
-    file = hf_dir / "tokenizer.json"
-    content = json.loads(read_tokenizer(file).to_str())
-    config = read_config(file)
-    merges = {f"rank {n}": merge for n, merge in enumerate(content["model"].get("merges", []))}
-    added = {f"id {token['id']}": token for token in content["added_tokens"]}
-    special = {name: token_content(config.get(name)) for name in NAMED_TOKENS}
-    return [content["model"]["vocab"], merges, added, special, _generation_ids(hf_dir)]
-
-
-def _generation_ids(hf_dir: Path) -> dict[str, Any]:
-    """`eos_token_id` and `pad_token_id`; generation_config.json goes before config.json."""
-    found: dict[str, Any] = {}
-    for name in ("config.json", "generation_config.json"):
-        file = hf_dir / name
-        try:
-            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except ValueError as error:
-            raise UserError(
-                file, f"invalid JSON ({error})", "a JSON object", "Repair it."
-            ) from None
-        for field in ("eos_token_id", "pad_token_id"):
-            if content.get(field) is not None:
-                found[field] = content[field]
-    return found
-
-
-def _first_difference(
-    wanted: Mapping[str, Any], found: Mapping[str, Any]
-) -> tuple[str, str, str] | None:
-    """Key, wanted and found value; in the order of the first mapping."""
-    for key in (*wanted, *(key for key in found if key not in wanted)):
-        here, there = wanted.get(key, "nothing"), found.get(key, "nothing")
-        if here != there:
-            return key, str(here), str(there)
-    return None

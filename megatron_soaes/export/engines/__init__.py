@@ -1,0 +1,1 @@
+"""Engines of TensorRT-LLM: what is asked of `trtllm-build`, and running it."""

@@ -1,0 +1,1 @@
+"""What a serving team starts a target and its draft with. No serving package is imported."""
