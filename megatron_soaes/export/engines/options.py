@@ -36,7 +36,8 @@ READINGS = (
         ("0.20.0", "1.1.0rc6"),
         "github.com/Ataraksia/TensorRT-LLM @a451bf93, a merge of both:"
         " tensorrt_llm/commands/build.py",
-        "the same: tensorrt_llm/plugin/plugin.py",
+        "github.com/Ataraksia/TensorRT-LLM @a451bf93, a merge of both:"
+        " tensorrt_llm/plugin/plugin.py",
     ),
     Reading(
         (),
