@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 from megatron_soaes import files
 from megatron_soaes.errors import UserError
-from megatron_soaes.export.engines.plan import EngineBuild, EnginePlan, read_plan
+from megatron_soaes.export.engines.plan import SCRIPT_FILE, EngineBuild, EnginePlan, read_plan
 
 COMMAND = "trtllm-build"
 MANIFEST = "engine_manifest.json"
@@ -49,19 +50,22 @@ def build_engines(folder: Path, note: Note = print) -> BuildReport:
     plan = read_plan(folder)
     report = BuildReport({}, [], [])
     for role, build in plan.builds.items():
-        report.engines[role] = folder / build.engine
+        engine = folder / build.engine
+        report.engines[role] = engine
+        if not engine.exists():
+            _require_command(folder, plan)
         record = {
             "command": build.command(),
             "version": plan.version,
             "checkpoint": _hashes(_checkpoint(folder, build)),
         }
-        if _is_built(folder / build.engine, record):
+        if engine.exists():
+            _require_built_from(engine, record)
             report.kept.append(role)
-            note(f"{role}: {folder / build.engine} is there already")
-            continue
-        _require_command(folder, plan)
-        _build(folder, plan, role, record, note)
-        report.built.append(role)
+            note(f"{role}: {engine} is there already")
+        else:
+            _build(folder, plan, role, record, note)
+            report.built.append(role)
     return report
 
 
@@ -75,21 +79,30 @@ def _checkpoint(folder: Path, build: EngineBuild) -> Path:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    return {file.name: files.sha256_file(file) for file in sorted(directory.iterdir())}
+    return {
+        file.name: files.sha256_file(file) for file in sorted(directory.iterdir()) if file.is_file()
+    }
 
 
-def _is_built(engine: Path, record: dict[str, Any]) -> bool:
-    """Whether the engine is there; UserError when something else is."""
-    if not engine.exists():
-        return False
+def _require_built_from(engine: Path, record: dict[str, Any]) -> None:
+    """UserError for an engine whose manifest does not hold what `record` does."""
     manifest = engine / MANIFEST
-    known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    if all(known.get(key) == value for key, value in record.items()):
-        return True
-    raise UserError(
-        engine, "an engine of another checkpoint, version or command", "none, or that of the plan",
-        "Move it away; then start the command again.",
-    )  # fmt: skip
+    known = _read_object(manifest) if manifest.is_file() else {}
+    if any(known.get(key) != value for key, value in record.items()):
+        raise UserError(
+            engine, "an engine of another checkpoint, version or command",
+            "none, or that of the plan", "Move it away; then start the command again.",
+        )  # fmt: skip
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(file, "no JSON object", "one", "Build the engine again, in a new folder.")
+    return content
 
 
 def _require_command(folder: Path, plan: EnginePlan) -> None:
@@ -97,7 +110,7 @@ def _require_command(folder: Path, plan: EnginePlan) -> None:
         raise UserError(
             f"PATH: {COMMAND}", "no such command", f"that of TensorRT-LLM {plan.version}",
             f"Run this in the container {plan.container}, or there, without this package:"
-            f" bash {folder / 'build_engines.sh'}",
+            f" bash {shlex.quote(str(folder / SCRIPT_FILE))}",
         )  # fmt: skip
 
 
@@ -142,15 +155,18 @@ def _run(command: list[str], folder: Path, log: Path, note: Note) -> int:
 def _require_products(made: Path, build: EngineBuild, plan: EnginePlan, role: str) -> None:
     wanted = {"config.json", *(f"rank{rank}.engine" for rank in range(build.ranks))}
     found = {file.name for file in made.iterdir() if file.stat().st_size}
-    if found != wanted:
+    if not wanted <= found:
         raise _other(f"{role} engine", f"the files {', '.join(sorted(found)) or 'none'}",
                      ", ".join(sorted(wanted)) + ", none of them empty")  # fmt: skip
-    config = json.loads((made / "config.json").read_text(encoding="utf-8"))
+    config = _read_object(made / "config.json")
     if config.get("version") != plan.version:
         raise UserError(
             COMMAND, f"TensorRT-LLM {config.get('version')}", f"{plan.version}, as planned",
             f"Use the container {plan.container}, or export the pair for the version you have.",
         )  # fmt: skip
+    ranks = config.get("pretrained_config", {}).get("mapping", {}).get("world_size")
+    if ranks != build.ranks:
+        raise _other(f"{role} engine: world_size", str(ranks), str(build.ranks))
     limits = config.get("build_config", {})
     for name in CHECKED:
         if name in build.options and str(limits.get(name)) != build.options[name]:

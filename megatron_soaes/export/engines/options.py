@@ -70,8 +70,7 @@ class Option:
 
 
 OPTIONS: Mapping[str, Option] = {
-    "checkpoint_dir": Option(None, False),
-    "output_dir": Option(None, False),
+    "output_timing_cache": Option(None, False),
     "workers": Option(NUMBER, False),
     "log_level": Option(
         ("internal_error", "error", "warning", "info", "verbose", "debug", "trace"), False
@@ -101,7 +100,8 @@ OPTIONS: Mapping[str, Option] = {
     "user_buffer": Option(SWITCH, True),
     "use_fused_mlp": Option(SWITCH, True),
 }
-"""Both readings have all of them with these values."""
+"""Both readings have all of them with these values. Beside them stand `--checkpoint_dir` and
+`--output_dir`, which are no choice."""
 
 
 def require_options(options: Mapping[str, str], where: str) -> None:

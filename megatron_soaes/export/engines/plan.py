@@ -1,4 +1,7 @@
-"""What is built for a target and its draft: every option written out, no default relied upon."""
+"""What is built for a target and its draft, with every option that the pair depends on.
+
+Defaults of these options have moved between versions, so none is left to its default.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 from megatron_soaes import files
 from megatron_soaes.errors import UserError
 from megatron_soaes.export.engines.options import require_options, unverified
+from megatron_soaes.export.serving.versions import LAST_WITH_ENGINES, release_of
 
 PLAN_FILE = "engines.json"
 SCRIPT_FILE = "build_engines.sh"
@@ -19,6 +23,11 @@ CONTAINER = "nvcr.io/nvidia/tensorrt-llm/release"
 LEAST_TOKENS = 8192
 """`max_num_tokens` where nothing asks for more: its default."""
 TOKENS_PER_BLOCK = 32
+ROLES = ("draft", "target")
+"""The small draft first, so that a wrong version shows early."""
+PLAN_FIELDS = {"version": str, "container": str, "builds": dict, "unverified": list}
+BUILD_FIELDS = {"checkpoint": str, "engine": str, "ranks": int, "options": dict}
+JSON_NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class EnginePlan:
     container: str
     """Holds that version."""
     builds: dict[str, EngineBuild]
-    """By role; the small draft first, so that a wrong version shows early."""
+    """By role, in the order of `ROLES`."""
     unverified: list[str]
 
 
@@ -83,7 +92,9 @@ def plan_pair(
 
     Only the target is told of drafts; both need paged context attention, without which cached
     blocks of a prefix are not reused (examples/draft_target_model/README.md of TensorRT-LLM).
+    Raises UserError for a version without engines.
     """
+    _require_engines(version)
     most = max(LEAST_TOKENS, limits.max_input_len, limits.max_batch_size * (draft_length + 1))
     common = {
         "log_level": "info",
@@ -107,19 +118,26 @@ def plan_pair(
         "speculative_decoding_mode": "draft_tokens_external",
         "max_draft_len": str(draft_length),
     }
-    builds = {
-        "draft": _build(draft, common),
-        "target": _build(target, common | judging),
-    }
+    builds = {"draft": _build(draft, common), "target": _build(target, common | judging)}
     for role, build in builds.items():
         require_options(build.options, role)
     stamps = unverified(version, builds["target"].options)
     return EnginePlan(version, f"{CONTAINER}:{version}", builds, stamps)
 
 
+def _require_engines(version: str) -> None:
+    if not release_of(version).engines:
+        raise UserError(
+            f"TensorRT-LLM {version}", "no trtllm-build to plan for", f"up to {LAST_WITH_ENGINES}",
+            "Serve the HF directories with its PyTorch backend, or export the pair for "
+            f"{LAST_WITH_ENGINES}.",
+        )  # fmt: skip
+
+
 def _build(model: EngineModel, options: Mapping[str, str]) -> EngineBuild:
-    workers = {"workers": str(model.ranks)}
-    return EngineBuild(model.checkpoint, model.engine, model.ranks, {**workers, **options})
+    # The timing cache is written where the command runs, by default always under the same name.
+    own = {"workers": str(model.ranks), "output_timing_cache": f"{model.engine}.timing_cache"}
+    return EngineBuild(model.checkpoint, model.engine, model.ranks, {**own, **options})
 
 
 def build_script(plan: EnginePlan) -> str:
@@ -145,7 +163,11 @@ def write_plan(plan: EnginePlan, folder: Path) -> None:
 
 
 def read_plan(folder: Path) -> EnginePlan:
-    """Read `engines.json`; UserError for what is no plan, or has options that are not recorded."""
+    """Read `engines.json`.
+
+    Raises UserError that names the field for what is no plan, for options that are not recorded,
+    and for a version without engines.
+    """
     file = folder / PLAN_FILE
     if not file.is_file():
         raise UserError(
@@ -153,17 +175,47 @@ def read_plan(folder: Path) -> EnginePlan:
             "Name the folder that `soaes export pair` wrote, for a version with engines.",
         )  # fmt: skip
     try:
-        plan = _plan(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            file, f"{type(error).__name__}: {error}", "a plan as `soaes export pair` writes it",
-            "Export the pair again.",
-        ) from None  # fmt: skip
-    for role, build in plan.builds.items():
-        require_options(build.options, f"{file}: {role}")
-    return plan
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _no_plan(str(file), str(error), "JSON") from None
+    fields = _fields(str(file), content, PLAN_FIELDS)
+    roles = _fields(f"{file}: builds", fields["builds"], dict.fromkeys(ROLES, dict))
+    for line in fields["unverified"]:
+        _require_type(f"{file}: unverified", line, str)
+    _require_engines(fields["version"])
+    builds = {role: _read_build(f"{file}: builds.{role}", roles[role]) for role in ROLES}
+    return EnginePlan(**(fields | {"builds": builds}))
 
 
-def _plan(fields: dict[str, Any]) -> EnginePlan:
-    builds = {role: EngineBuild(**build) for role, build in sorted(fields.pop("builds").items())}
-    return EnginePlan(builds=builds, **fields)
+def _read_build(where: str, content: dict[str, Any]) -> EngineBuild:
+    fields = _fields(where, content, BUILD_FIELDS)
+    for name in ("checkpoint", "engine"):
+        path = Path(fields[name])
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise _no_plan(f"{where}.{name}", repr(fields[name]), "a path inside the pair's folder")
+    if fields["ranks"] < 1:
+        raise _no_plan(f"{where}.ranks", str(fields["ranks"]), "a number above 0")
+    for name, value in fields["options"].items():
+        _require_type(f"{where}.options.{name}", value, str)
+    build = EngineBuild(**fields)
+    require_options(build.options, f"{where}.options")
+    return build
+
+
+def _fields(where: str, content: object, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The content, when it is an object with these fields of these types and no other."""
+    if not isinstance(content, dict) or content.keys() != kinds.keys():
+        found = ", ".join(map(str, content)) if isinstance(content, dict) else repr(content)
+        raise _no_plan(where, found or "nothing", f"the fields {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        _require_type(f"{where}: {name}", content[name], kind)
+    return content
+
+
+def _require_type(where: str, value: object, kind: type) -> None:
+    if type(value) is not kind:
+        raise _no_plan(where, repr(value), JSON_NAMES[kind])
+
+
+def _no_plan(where: str, found: str, expected: str) -> UserError:
+    return UserError(where, found, expected, "Correct it, or export the pair again.")
