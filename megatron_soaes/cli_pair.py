@@ -43,7 +43,7 @@ def pair(
     from rich.console import Console
     from rich.progress import Progress
 
-    from megatron_soaes.checkpoint.model_weights import Progress as Callback
+    from megatron_soaes.checkpoint.progress import Progress as Callback
     from megatron_soaes.export.pair import PairOptions, export_pair
 
     options = PairOptions(

@@ -16,8 +16,9 @@ from megatron_soaes.checkpoint.hf_files import (
     copy_other_files,
     rewrite_for_transformers_4,
 )
-from megatron_soaes.checkpoint.model_weights import Progress, check_weights, read_weight
+from megatron_soaes.checkpoint.model_weights import check_weights, read_weight
 from megatron_soaes.checkpoint.parity import ParityReport, check_parity
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import hf_config, weight_table

@@ -19,8 +19,8 @@ from megatron_soaes.checkpoint.megatron_directory import (
     is_megatron_directory,
     open_megatron,
 )
-from megatron_soaes.checkpoint.model_weights import Progress
 from megatron_soaes.checkpoint.nemo_directory import is_nemo_directory
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.errors import UserError
 from megatron_soaes.recipe.megatron_args import shape_from_args

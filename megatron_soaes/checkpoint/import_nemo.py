@@ -8,8 +8,8 @@ import torch
 
 from megatron_soaes.checkpoint.import_hf import ImportReport
 from megatron_soaes.checkpoint.import_torch_dist import describe, refuse_existing, write_import
-from megatron_soaes.checkpoint.model_weights import Progress
 from megatron_soaes.checkpoint.nemo_directory import NemoCheckpoint, open_nemo
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.errors import UserError
 
 

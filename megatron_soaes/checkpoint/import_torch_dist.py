@@ -20,7 +20,6 @@ from megatron_soaes.checkpoint.hf_files import SafetensorsWriter, copy_other_fil
 from megatron_soaes.checkpoint.import_hf import ImportReport
 from megatron_soaes.checkpoint.megatron_arguments import weights_state
 from megatron_soaes.checkpoint.model_weights import (
-    Progress,
     check_weights,
     read_weight,
     write_weights,
@@ -31,6 +30,7 @@ from megatron_soaes.checkpoint.parity import (
     check_parity,
     sample_layers,
 )
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import weight_table

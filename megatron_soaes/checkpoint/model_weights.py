@@ -8,14 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader, TorchDistWriter
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import weight_table
 from megatron_soaes.models.weights import VOCABULARY, Weight, extra_state_keys, slices
 from megatron_soaes.recipe.shapes import ModelShape
-
-Progress = Callable[[int, int], None]
-"""What a conversion calls as it goes: with the parameters done and in all."""
 
 MODEL_PREFIXES = ("decoder.", "embedding.", "output_layer.")
 """Tensors of the model; optimizer and random states in the same checkpoint begin otherwise."""

@@ -18,7 +18,6 @@ from megatron_soaes.checkpoint.hf_files import (
 )
 from megatron_soaes.checkpoint.import_torch_dist import refuse_existing
 from megatron_soaes.checkpoint.model_weights import (
-    Progress,
     check_weights,
     read_weight,
     write_weights,
@@ -32,6 +31,7 @@ from megatron_soaes.checkpoint.nemo_directory import (
     WEIGHTS,
     open_nemo,
 )
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.errors import UserError
 from megatron_soaes.export.nemo_context import TOKENIZER, io_json

@@ -12,7 +12,7 @@ import torch
 
 from data_prep.same_tokenizer import generation_ids, require_same_tokenizer
 from megatron_soaes import files
-from megatron_soaes.checkpoint.model_weights import Progress
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.errors import UserError
 from megatron_soaes.export.engines.plan import write_plan
 from megatron_soaes.export.serving import run_speculative

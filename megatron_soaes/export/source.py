@@ -11,11 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from megatron_soaes.checkpoint.directory import HF_FILES, resolve
+from megatron_soaes.checkpoint.hf_check import check_tensors
 from megatron_soaes.checkpoint.hf_files import HFWeights
-from megatron_soaes.checkpoint.import_hf import check_tensors
-from megatron_soaes.checkpoint.model_weights import check_weights, read_weight
-from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import weight_table
 from megatron_soaes.recipe.shapes import ModelShape, read_shape
@@ -55,6 +52,9 @@ def open_source(path: Path, iteration: int | None = None) -> Source:
             "Check the path.",
         )  # fmt: skip
     if not (path / "config.json").is_file():
+        # Megatron-Core takes seconds and 150 MB to import; an HF directory needs none of it.
+        from megatron_soaes.export.megatron_source import MegatronSource
+
         return MegatronSource(path, iteration)
     if iteration is not None:
         raise UserError(
@@ -70,7 +70,7 @@ class HFSource:
     def __init__(self, directory: Path) -> None:
         self.hf_files = directory
         self.shape = read_shape(directory / "config.json")
-        self.config = _read_json(directory / "config.json")
+        self.config = read_json(directory / "config.json")
         self._weights = HFWeights(directory)
         check_tensors(self._weights, self.shape, weight_table(self.shape))
 
@@ -92,30 +92,6 @@ class HFSource:
                 yield first, cast(Tensor, opened.get_slice(name)[first : first + rows])
 
 
-class MegatronSource:
-    """A distributed checkpoint; a vocabulary matrix is one block, as it is stored."""
-
-    def __init__(self, path: Path, iteration: int | None) -> None:
-        self._reader = TorchDistReader(resolve(path, iteration))
-        self.hf_files = self._reader.directory.parent / HF_FILES
-        self.shape = read_shape(self.hf_files / "config.json")
-        self.config = _read_json(self.hf_files / "config.json")
-        check_weights(self._reader, self.shape)
-
-    def layer(self, index: int) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for weight in weight_table(self.shape):
-            if weight.stacked:
-                joined = read_weight(self._reader, weight, self.shape, index)
-                parts = weight.transform.split(self.shape, joined)
-                tensors |= zip(weight.hf_shapes(self.shape, index), parts, strict=True)
-        return tensors
-
-    def blocks(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        weight = next(w for w in weight_table(self.shape) if name in w.parts)
-        yield 0, read_weight(self._reader, weight, self.shape, None)
-
-
 def stored_dtype(tensor: Tensor, dtype: torch.dtype, where: object) -> Tensor:
     """`tensor` in `dtype`; raises UserError when a value does not fit, which fp16 makes likely."""
     if tensor.dtype == dtype:
@@ -129,5 +105,6 @@ def stored_dtype(tensor: Tensor, dtype: torch.dtype, where: object) -> Tensor:
     return converted
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object."""
     return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8")))

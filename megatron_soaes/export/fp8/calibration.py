@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data_prep.tokenizer import read_tokenizer
-from megatron_soaes.checkpoint.model_weights import Progress
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.errors import UserError
 from megatron_soaes.export.fp8.forward import Decoder, Exact, Observed, Rounded
 from megatron_soaes.export.fp8.report import Limits, Outlook, Quality, measure

@@ -22,7 +22,7 @@ from megatron_soaes.checkpoint.hf_files import (
     copy_other_files,
     rewrite_for_transformers_4,
 )
-from megatron_soaes.checkpoint.model_weights import Progress
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.errors import UserError
 from megatron_soaes.export.fp8.calibration import Fp8, quantise
 from megatron_soaes.export.fp8.report import Quality

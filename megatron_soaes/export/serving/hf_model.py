@@ -14,7 +14,7 @@ from megatron_soaes.checkpoint.hf_files import (
     copy_other_files,
     rewrite_for_transformers_4,
 )
-from megatron_soaes.checkpoint.model_weights import Progress
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.export.source import Source, stored_dtype
 from megatron_soaes.export.trtllm.layout import EMBEDDING, OUTPUT
 from megatron_soaes.models.families import hf_config, weight_table

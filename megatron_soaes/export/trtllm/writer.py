@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megatron_soaes import files
-from megatron_soaes.checkpoint.model_weights import Progress
+from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.errors import UserError
 from megatron_soaes.export.fp8.calibration import Fp8, quantise
 from megatron_soaes.export.fp8.report import Quality
