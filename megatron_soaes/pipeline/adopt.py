@@ -12,12 +12,11 @@ from typing import Any
 
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_soaes import files
+from megatron_soaes import files, yaml_text
 from megatron_soaes.checkpoint.import_megatron import describe_model
 from megatron_soaes.checkpoint.megatron_directory import MegatronCheckpoint, open_megatron
 from megatron_soaes.data.indexed import open_indexed
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe import yaml_text
 from megatron_soaes.recipe.check import check
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.overrides import apply_overrides

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from megatron_soaes import yaml_text
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe import yaml_text
 from megatron_soaes.recipe.data_settings import Dataset
 from megatron_soaes.recipe.fields import field_at, stage_kinds
 from megatron_soaes.recipe.overrides import apply_overrides

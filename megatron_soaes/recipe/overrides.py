@@ -7,8 +7,8 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_soaes import yaml_text
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe import yaml_text
 from megatron_soaes.recipe.fields import paths
 from megatron_soaes.recipe.schema import Recipe
 

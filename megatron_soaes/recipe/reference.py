@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from megatron_soaes.recipe import yaml_text
+from megatron_soaes import yaml_text
 from megatron_soaes.recipe.fields import is_stage_list, section_of, stage_kinds
 from megatron_soaes.recipe.gpus import GPUS
 from megatron_soaes.recipe.schema import Recipe, Stage, TrainingStage

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_soaes import yaml_text
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe import yaml_text
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.overrides import apply_overrides
 from megatron_soaes.recipe.schema import CPTStage, Recipe

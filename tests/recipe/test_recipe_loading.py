@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_soaes import yaml_text
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe import yaml_text
 from megatron_soaes.recipe.data_settings import Blend, Replay
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.problems import Problem, RecipeErrors
