@@ -30,6 +30,21 @@ DATA = [
     "pyarrow>=18",
     "Jinja2>=3.1",
 ]
+CURATION = [
+    "datatrove>=0.10.1,<0.11",
+    "loguru>=0.7",  # datatrove's logger, which a stage on one machine silences
+    "rensa>=0.5,<0.6",
+    "xxhash>=3.5",
+    "opencc-python-reimplemented>=0.1.7,<0.2",
+]
+# What datatrove reads WARC archives and HTML pages with; python-magic needs the system's libmagic.
+WEB = [
+    "warcio>=1.7",
+    "faust-cchardet>=2.1",
+    "python-magic>=0.4.27",
+    "trafilatura>=1.8,<1.12",
+    "lxml_html_clean>=0.4",  # trafilatura imports it unasked
+]
 EVALUATION = [
     # The packages behind the two metric profiles of the field; their versions are in each result.
     "rouge-chinese>=1.0.3,<2",
@@ -49,9 +64,10 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_soaes*", "data_prep*"]),
     package_data={"megatron_soaes": ["py.typed"], "data_prep": ["py.typed"]},
-    install_requires=TRAINING + DATA + EVALUATION,
+    install_requires=TRAINING + DATA + CURATION + EVALUATION,
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.9,<2.12", "flash-attn>=2.7"],
+        "web": WEB,
         "harness": ["lm-eval[hf]>=0.4.13,<0.5"],
         # These two pin what the packages above must not, so each gets an environment of its own
         # (environments/) and is reached through files or a subprocess, never imported.
@@ -68,6 +84,7 @@ setup(
             # An exporter of TensorRT-LLM checkpoints that is not ours; it imports requests unasked.
             "nvidia-modelopt>=0.47,<0.48",
             "requests>=2.32",
+            *WEB,
         ],
     },
     entry_points={"console_scripts": ["soaes = megatron_soaes.cli:main"]},

@@ -10,12 +10,14 @@ import typer
 
 from megatron_soaes import cli_decoding
 from megatron_soaes.accelerator.quiet import quiet_libraries
+from megatron_soaes.cli_curate import curate
 from megatron_soaes.cli_engines import build as build_engines
 from megatron_soaes.cli_evaluate import compare, evaluate, prep_sft
 from megatron_soaes.cli_export import check as check_export
 from megatron_soaes.cli_export import hf_fp8, trtllm
 from megatron_soaes.cli_nemo import nemo
 from megatron_soaes.cli_pair import pair
+from megatron_soaes.cli_selection import eval_relevance, thresholds, train_relevance
 from megatron_soaes.errors import ExitCode, UserError
 
 app = typer.Typer(
@@ -35,6 +37,12 @@ app.add_typer(engines_app, name="engines")
 engines_app.command("build")(build_engines)
 app.add_typer(prep_app, name="prep")
 app.add_typer(checkpoint_app, name="checkpoint")
+prep_app.command()(curate)
+prep_app.command()(thresholds)
+relevance_app = typer.Typer(help="A classifier of your domain's texts.", no_args_is_help=True)
+relevance_app.command("train")(train_relevance)
+relevance_app.command("eval")(eval_relevance)
+prep_app.add_typer(relevance_app, name="relevance")
 app.command()(evaluate)
 app.command()(compare)
 # Its options are those of data_prep.preprocess_sft, which also explains them.

@@ -68,6 +68,8 @@ def pair(
     made = report.deployment
     typer.echo(f"Target and draft, {made.vocab_size} vocabulary rows each -> {report.directory}")
     typer.echo(f"Draft length {made.draft_length.tokens}: {made.draft_length.reason}.")
-    if not made.release.engines:
+    if made.release.engines:
+        typer.echo(f"Build the engines where trtllm-build is: soaes engines build {out}")
+    else:
         typer.echo(f"No engines: TensorRT-LLM {trtllm_version} has none.")
     typer.echo(f"Read {report.directory / 'README.md'}: what to start, and what is unverified.")

@@ -1,0 +1,1 @@
+"""What stays of a corpus before it is converted: cleaning, duplicates, evaluation sets."""

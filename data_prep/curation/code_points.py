@@ -1,0 +1,177 @@
+"""Texts as arrays of code points and of their classes, the common ground of all rules."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache, cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+CodePoints = npt.NDArray[np.uint32]
+Classes = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
+
+CODE_POINTS = 0x110000
+FIRST_HAN_PLANE = 0x20000
+"""From here on no table is asked: two planes of Han characters, then nothing a text should have."""
+LAST_HAN_PLANE_END = 0x40000
+KANA_AND_HANGUL = (
+    (0x1100, 0x11FF),
+    (0x3040, 0x30FF),
+    (0x3130, 0x318F),
+    (0x31F0, 0x31FF),
+    (0xA960, 0xA97F),
+    (0xAC00, 0xD7FF),
+    (0xFF66, 0xFFDC),
+    (0x1AFF0, 0x1B16F),
+)
+HAN = ((0x3005, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
+CJK_PUNCTUATION = ((0x3001, 0x3004), (0x3008, 0x303F), (0xFE30, 0xFE4F), (0xFF01, 0xFF65))
+CLASS_SLOTS = 16
+"""Columns of a table of counts: more than there are classes, so that an index is a shift."""
+
+
+class CharacterClass(IntEnum):
+    """What a code point is to the rules. Values are columns of the tables of counts."""
+
+    OTHER = 0
+    """Symbols outside ASCII, private use, control characters, unassigned."""
+    HAN = 1
+    KANA_HANGUL = 2
+    LATIN = 3
+    LETTER = 4
+    """Letters and combining marks of any other script."""
+    DIGIT = 5
+    CJK_PUNCTUATION = 6
+    """Chinese and full-width marks. Quotation marks and dashes that English shares are not."""
+    PUNCTUATION = 7
+    """Every other mark, and the symbols of ASCII."""
+    SPACE = 8
+    NEWLINE = 9
+
+
+CLASS_OF_CATEGORY = {
+    "L": CharacterClass.LETTER,
+    "M": CharacterClass.LETTER,
+    "N": CharacterClass.DIGIT,
+    "P": CharacterClass.PUNCTUATION,
+}
+"""The class by the first letter of Unicode's general category."""
+
+
+def code_points(text: str) -> CodePoints:
+    """The code points of a text, uint32 [characters], read only. Half surrogate pairs are kept."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def text_of(codes: CodePoints) -> str:
+    """The text of an array of code points: the inverse of `code_points`."""
+    return codes.astype("<u4", copy=False).tobytes().decode("utf-32-le", "surrogatepass")
+
+
+def classify(codes: CodePoints) -> Classes:
+    """The `CharacterClass` of every code point, uint8 of the shape of `codes`."""
+    return class_table().take(codes)
+
+
+@cache
+def class_table() -> Classes:
+    """The class of every code point, uint8 [0x110000]."""
+    table = np.zeros(CODE_POINTS, dtype=np.uint8)
+    table[:FIRST_HAN_PLANE] = [_general_class(chr(code)) for code in range(FIRST_HAN_PLANE)]
+    for first, last in KANA_AND_HANGUL:
+        letters = table[first : last + 1] == CharacterClass.LETTER
+        table[first : last + 1][letters] = CharacterClass.KANA_HANGUL
+    for first, last in HAN:
+        table[first : last + 1] = CharacterClass.HAN
+    table[FIRST_HAN_PLANE:LAST_HAN_PLANE_END] = CharacterClass.HAN
+    for first, last in CJK_PUNCTUATION:
+        marks = table[first : last + 1]
+        marks[(marks == CharacterClass.PUNCTUATION) | (marks == CharacterClass.OTHER)] = (
+            CharacterClass.CJK_PUNCTUATION
+        )
+    return table
+
+
+def _general_class(character: str) -> CharacterClass:
+    """The class by Unicode's general category; Latin by the character's name."""
+    if character.isspace():
+        return CharacterClass.NEWLINE if character == "\n" else CharacterClass.SPACE
+    major = unicodedata.category(character)[0]
+    if major == "L" and "LATIN" in unicodedata.name(character, ""):
+        return CharacterClass.LATIN
+    if major == "S" and character.isascii():
+        return CharacterClass.PUNCTUATION
+    return CLASS_OF_CATEGORY.get(major, CharacterClass.OTHER)
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """A text decoded once, for all rules that look at it. Arrays are made when first asked for.
+
+    A line is what stands between newlines; an empty text is one empty line.
+    """
+
+    text: str
+
+    @cached_property
+    def codes(self) -> CodePoints:
+        """Code points, uint32 [characters]."""
+        return code_points(self.text)
+
+    @cached_property
+    def classes(self) -> Classes:
+        """`CharacterClass` of each code point, uint8 [characters]."""
+        return classify(self.codes)
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines without their newlines, empty ones included."""
+        return self.text.split("\n")
+
+    @cached_property
+    def line_ends(self) -> Counts:
+        """Where the newline of each line stands (the last one's: the length), int64 [lines]."""
+        newlines = np.flatnonzero(self.classes == CharacterClass.NEWLINE)
+        ends = np.empty(len(newlines) + 1, dtype=np.int64)
+        ends[:-1], ends[-1] = newlines, len(self.text)
+        return ends
+
+    @cached_property
+    def line_counts(self) -> Counts:
+        """Characters of each class in each line, int64 [lines, CLASS_SLOTS]. A newline belongs to
+        the line it ends.
+        """
+        ends = self.line_ends
+        sizes = ends + 1
+        sizes[1:] -= sizes[:-1].copy()
+        # The last line ends without a newline.
+        sizes[-1] -= 1
+        slots = np.repeat(np.arange(0, len(ends) * CLASS_SLOTS, CLASS_SLOTS), sizes)
+        slots += self.classes
+        cells = np.bincount(slots, minlength=len(ends) * CLASS_SLOTS)
+        return cells.reshape(len(ends), CLASS_SLOTS)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Characters of each class in the whole text, [CLASS_SLOTS]."""
+        totals: list[int] = np.bincount(self.classes, minlength=CLASS_SLOTS).tolist()
+        return totals
+
+    def count(self, *classes: CharacterClass) -> int:
+        """Characters of the given classes."""
+        return sum(self.counts[each] for each in classes)
+
+    @cached_property
+    def letters(self) -> int:
+        """Letters of all scripts."""
+        return sum(self.counts[CharacterClass.HAN : CharacterClass.DIGIT])
+
+    @cached_property
+    def visible(self) -> int:
+        """Characters that are not white space."""
+        blank = self.count(CharacterClass.SPACE, CharacterClass.NEWLINE)
+        return len(self.text) - blank

@@ -1,0 +1,1 @@
+"""Personal data in texts: found by form, confirmed by checksums, replaced by typed placeholders."""

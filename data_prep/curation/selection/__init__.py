@@ -1,0 +1,1 @@
+"""Which documents deserve a place in the corpus: credibility, relevance and importance."""
