@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.datasets.checksums import HashedStream, described
 from data_prep.encoders import BackendChoice
 from data_prep.options import DESCRIPTION, RunOptions, check_numbers
 from data_prep.ranges import InputRange
@@ -33,6 +34,7 @@ class ConvertOptions(RunOptions):
     json_keys: tuple[str, ...] = ("text",)
     append_eod: bool = False
     include_special_tokens: bool = True
+    plain_special_tokens: bool = False
     workers: int = 1
     partitions: int | None = None
     log_interval: int = 1000
@@ -84,6 +86,7 @@ def convert(
     _check_options(options)
     plan = plan_run(options, options.json_keys)
     info, reference = load_tokenizer(options.tokenizer_model, options.include_special_tokens)
+    info = replace(info, plain_special_tokens=options.plain_special_tokens)
     _check_tokenizer(options, info)
     keys = options.json_keys
     job = TextJob(plan.directory, info, options.collect_bad, keys, options.append_eod)
@@ -154,12 +157,16 @@ def _write(
     counts: TextCounts,
     manifest: dict[str, Any],
 ) -> None:
+    files = {}
     for number, key in enumerate(job.keys):
+        name = Path(manifest["datasets"][key]).name
         with (outputs / f"{number}.bin").open("wb") as stream:
-            merge_tokens(stream, job, ranges, key)
+            files[f"{name}.bin"] = described(merge_tokens(stream, job, ranges, key))
         with (outputs / f"{number}.idx").open("wb") as stream:
-            merge_index(stream, job, ranges, key, counts)
-    write_json(outputs / DESCRIPTION, manifest)
+            hashed = HashedStream(stream)
+            merge_index(hashed, job, ranges, key, counts)
+            files[f"{name}.idx"] = described([hashed.piece])
+    write_json(outputs / DESCRIPTION, manifest | {"files": files})
 
 
 def _manifest(summary: ConvertSummary) -> dict[str, Any]:

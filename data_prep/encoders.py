@@ -53,8 +53,11 @@ class HuggingFaceEncoder:
 
     name: Backend = "tokenizers"
 
-    def __init__(self, tokenizer: Tokenizer, add_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, add_special_tokens: bool, plain_special_tokens: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
+        self._tokenizer.encode_special_tokens = plain_special_tokens
         self._add_special_tokens = add_special_tokens
 
     def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
@@ -79,11 +82,14 @@ class FastokensEncoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._add_special_tokens = info.add_special_tokens
+        self._plain_special_tokens = info.plain_special_tokens
 
     def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
         """See `Encoder`."""
         ids, offsets = self._tokenizer.encode_batch_flat(
-            texts, add_special_tokens=self._add_special_tokens
+            texts,
+            add_special_tokens=self._add_special_tokens,
+            split_special_tokens=self._plain_special_tokens,
         )
         lengths = np.diff(np.frombuffer(offsets, dtype="<i8"))
         return np.frombuffer(ids, dtype="<u4"), lengths
@@ -93,7 +99,11 @@ def load_encoder(info: TokenizerInfo, backend: Backend) -> Encoder:
     """An encoder whose agreement with the reference has been checked before."""
     if backend == "fastokens":
         return FastokensEncoder(info)
-    return HuggingFaceEncoder(read_tokenizer(info.path), info.add_special_tokens)
+    return _reference_encoder(read_tokenizer(info.path), info)
+
+
+def _reference_encoder(reference: Tokenizer, info: TokenizerInfo) -> HuggingFaceEncoder:
+    return HuggingFaceEncoder(reference, info.add_special_tokens, info.plain_special_tokens)
 
 
 def choose_encoder(
@@ -108,7 +118,7 @@ def choose_encoder(
     special tokens and for `sample()`, the first documents of the corpus. Where it does not, "auto"
     takes tokenizers, and "fastokens" raises `UserError`.
     """
-    slow = HuggingFaceEncoder(reference, info.add_special_tokens)
+    slow = _reference_encoder(reference, info)
     if choice == "tokenizers":
         return slow, "tokenizers, as asked"
     special = [token.content for token in reference.get_added_tokens_decoder().values()]

@@ -5,31 +5,35 @@ version 1, u8 type code, u64 sequences N, u64 documents + 1, i32 length [N], i64
 i64 document_index [documents + 1] (the first sequence of each document, then N). The format is
 that of `megatron/core/datasets/indexed_dataset.py`; a text without tokens is a document without
 sequence.
-
-`python -m data_prep.indexed PREFIX` checks a dataset and prints its counts.
 """
 
 from __future__ import annotations
 
-import shutil
+import errno
+import os
 import struct
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_soaes.errors import ExitCode, UserError
+from megatron_soaes.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 TYPE_CODES = {"<i4": 4, "<f4": 7, "<u2": 8}
-COPY_BYTES = 16 * 2**20
+COPY_BYTES = 2**30
 
 TokenLengths = npt.NDArray[np.int32]
+
+
+class Writable(Protocol):
+    """Takes bytes."""
+
+    def write(self, data: Any, /) -> int: ...
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -38,7 +42,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def write_index(
-    stream: IO[bytes],
+    stream: Writable,
     dtype: np.dtype[Any],
     documents: int,
     sequences: int,
@@ -65,10 +69,29 @@ def write_index(
 
 
 def concatenate(stream: IO[bytes], parts: Iterable[Path]) -> None:
-    """Append the bytes of `parts` in order."""
+    """Append the bytes of `parts` in order; the kernel copies them, where it can without moving
+    them through memory.
+    """
+    stream.flush()
     for part in parts:
         with part.open("rb") as source:
-            shutil.copyfileobj(source, stream, COPY_BYTES)
+            left = part.stat().st_size
+            while left:
+                copied = _copy(source.fileno(), stream.fileno(), left)
+                if not copied:
+                    raise _broken(part, "an end before its size", "a file that rests")
+                left -= copied
+
+
+def _copy(source: int, target: int, count: int) -> int:
+    """Copy up to `count` bytes from one file's position to another's; returns how many."""
+    try:
+        return os.copy_file_range(source, target, min(count, COPY_BYTES))
+    except OSError as error:
+        # Two file systems that share no blocks, or one that has no such call.
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return os.sendfile(target, source, None, min(count, COPY_BYTES))
 
 
 @dataclass(frozen=True)
@@ -102,6 +125,55 @@ class IndexedDataset:
         return self.tokens[start : start + int(self.lengths[first:last].sum())]
 
 
+@dataclass(frozen=True)
+class Index:
+    """An `.idx`, memory-mapped: `IndexedDataset` without the tokens."""
+
+    dtype: np.dtype[Any]
+    lengths: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    document_index: npt.NDArray[np.int64]
+
+    @property
+    def bytes(self) -> int:
+        """The size of the `.bin` that belongs to it."""
+        return int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
+
+    def document_at(self, byte: int) -> int:
+        """The document that a byte of the `.bin` belongs to."""
+        sequence = int(np.searchsorted(self.offsets, byte, side="right")) - 1
+        return int(np.searchsorted(self.document_index, sequence, side="right")) - 1
+
+
+def read_index(path: Path) -> Index:
+    """Map an `.idx` and check it by itself. Raises `UserError` for what is none or contradicts
+    itself."""
+    if path.stat().st_size < HEADER.size:
+        raise _broken(path, "no complete header", f"{HEADER.size} bytes or more")
+    index = np.memmap(path, dtype=np.uint8, mode="r")
+    magic, version, code, sequences, boundaries = HEADER.unpack(index[: HEADER.size].tobytes())
+    types = {number: name for name, number in TYPE_CODES.items()}
+    if magic != MAGIC or version != 1 or code not in types:
+        found = f"magic {magic!r}, version {version}, type code {code}"
+        raise _broken(path, found, "an index of int32, uint16 or float32 values")
+    size = HEADER.size + 12 * sequences + 8 * boundaries
+    if len(index) != size:
+        raise _broken(path, f"{len(index)} bytes", f"{size} by its header")
+    edges = np.cumsum([HEADER.size, 4 * sequences, 8 * sequences, 8 * boundaries])
+    lengths, offsets, document_index = (
+        index[start:stop].view(kind)
+        for start, stop, kind in zip(edges, edges[1:], ("<i4", "<i8", "<i8"), strict=False)
+    )
+    dtype = np.dtype(types[code])
+    sizes = lengths.astype(np.int64) * dtype.itemsize
+    if not np.array_equal(offsets, np.cumsum(sizes) - sizes):
+        raise _broken(path, "offsets that do not follow the lengths", "consecutive sequences")
+    ends = document_index[[0, -1]].tolist() if boundaries else []
+    if ends != [0, sequences] or (np.diff(document_index) < 0).any():
+        raise _broken(path, "a document index out of order", f"0 rising to {sequences}")
+    return Index(dtype, lengths, offsets, document_index)
+
+
 def open_indexed(prefix: Path) -> IndexedDataset:
     """Map the dataset `PREFIX.bin`/`PREFIX.idx` and check that the two belong together.
 
@@ -114,56 +186,17 @@ def open_indexed(prefix: Path) -> IndexedDataset:
             raise UserError(
                 path, "no file", "the two files of a dataset", "Name them without suffix."
             )
-    if index_path.stat().st_size < HEADER.size:
-        raise _broken(index_path, "no complete header", f"{HEADER.size} bytes or more")
-    index = np.memmap(index_path, dtype=np.uint8, mode="r")
-    magic, version, code, sequences, boundaries = HEADER.unpack(index[: HEADER.size].tobytes())
-    types = {number: name for name, number in TYPE_CODES.items()}
-    if magic != MAGIC or version != 1 or code not in types:
-        found = f"magic {magic!r}, version {version}, type code {code}"
-        raise _broken(index_path, found, "an index of int32, uint16 or float32 values")
-    size = HEADER.size + 12 * sequences + 8 * boundaries
-    if len(index) != size:
-        raise _broken(index_path, f"{len(index)} bytes", f"{size} by its header")
-    edges = np.cumsum([HEADER.size, 4 * sequences, 8 * sequences, 8 * boundaries])
-    lengths, offsets, document_index = (
-        index[start:stop].view(kind)
-        for start, stop, kind in zip(edges, edges[1:], ("<i4", "<i8", "<i8"), strict=False)
-    )
-    dtype = np.dtype(types[code])
-    sizes = lengths.astype(np.int64) * dtype.itemsize
-    if tokens_path.stat().st_size != sizes.sum():
-        found = f"{tokens_path.stat().st_size} bytes"
-        raise _broken(tokens_path, found, f"{sizes.sum()}, by {index_path.name}")
-    if not np.array_equal(offsets, np.cumsum(sizes) - sizes):
-        raise _broken(index_path, "offsets that do not follow the lengths", "consecutive sequences")
-    ends = document_index[[0, -1]].tolist() if boundaries else []
-    if ends != [0, sequences] or (np.diff(document_index) < 0).any():
-        raise _broken(index_path, "a document index out of order", f"0 rising to {sequences}")
-    tokens = np.memmap(tokens_path, dtype, "r") if len(sizes) else np.empty(0, dtype)
-    return IndexedDataset(tokens, lengths, offsets, document_index)
+    index = read_index(index_path)
+    size = tokens_path.stat().st_size
+    if size != index.bytes:
+        found = f"{size} bytes"
+        if size < index.bytes:
+            missing, document = index.bytes - size, index.document_at(size)
+            found += f", {missing} short: it ends inside document {document}"
+        raise _broken(tokens_path, found, f"{index.bytes}, by {index_path.name}")
+    tokens = np.memmap(tokens_path, index.dtype, "r") if size else np.empty(0, index.dtype)
+    return IndexedDataset(tokens, index.lengths, index.offsets, index.document_index)
 
 
 def _broken(path: Path, found: str, expected: str) -> UserError:
     return UserError(path, found, expected, "Convert the corpus again.")
-
-
-def main(argv: list[str]) -> int:
-    """Check the datasets with the prefixes `argv`; returns the exit code."""
-    try:
-        for prefix in argv:
-            dataset = open_indexed(Path(prefix))
-            empty = int((np.diff(dataset.document_index) == 0).sum())
-            print(
-                f"{prefix}: {len(dataset):,} documents ({empty:,} empty), "
-                f"{len(dataset.lengths):,} sequences, {len(dataset.tokens):,} tokens, "
-                f"{dataset.tokens.dtype.name}"
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ExitCode.BAD_INPUT
-    return ExitCode.OK
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

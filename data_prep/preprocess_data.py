@@ -55,6 +55,11 @@ def _add_text_arguments(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="do not add what the tokenizer's post-processor adds (Llama: a begin-of-text token)",
     )
+    add(
+        "--plain-special-tokens",
+        action="store_true",
+        help="encode the text of a special token inside a document as plain text, not as its id",
+    )
     add("--append-eod", action="store_true", help="end every document with the eos_token")
     add_backend_argument(group)
     bad = "collect lines that hold no document in FILE and go on, instead of stopping"
@@ -85,6 +90,7 @@ def parse_options(argv: list[str]) -> ConvertOptions:
         json_keys=tuple(arguments.json_keys),
         append_eod=arguments.append_eod,
         include_special_tokens=not arguments.tokenizer_hf_no_include_special_tokens,
+        plain_special_tokens=arguments.plain_special_tokens,
         workers=arguments.workers,
         partitions=arguments.partitions,
         log_interval=arguments.log_interval,

@@ -1,7 +1,7 @@
 """One range of a corpus as files: what every kind of conversion has in common.
 
 A shard is a directory that appears whole, so a range is finished exactly when its directory exists.
-Beside the files of the job it holds `bad.jsonl` and `counts.json`.
+Beside the files of the job it holds `bad.jsonl`, `checksums.json` and `counts.json`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from typing import IO, Any, Generic, TypeVar
 import numpy.typing as npt
 import orjson
 
+from data_prep.datasets.checksums import HashedStream, Piece
 from data_prep.documents import BadDocumentError
 from data_prep.encoders import Encoder
 from data_prep.ranges import InputRange
 from data_prep.tokenizer import TokenizerInfo
 from megatron_soaes.files import atomic_directory, write_json
 
+CHECKSUMS = "checksums.json"
 Report = Callable[[int, int], None]
 """Called after each batch with the bytes read and the documents written since the last call."""
 
@@ -115,7 +117,9 @@ def write_shard(
     with atomic_directory(job.shard(source)) as shard:
         counts = job.no_counts()
         with ExitStack() as files:
-            outputs = [files.enter_context((shard / name).open("wb")) for name in job.files]
+            outputs = [
+                HashedStream(files.enter_context((shard / name).open("wb"))) for name in job.files
+            ]
             bad_lines = files.enter_context((shard / "bad.jsonl").open("wb"))
             for batch in job.encode_range(source, encoder):
                 if batch.bad and not job.collect_bad:
@@ -124,9 +128,11 @@ def write_shard(
                     bad_lines.write(_bad_record(number, problem))
                     counts.bad[problem.reason] = counts.bad.get(problem.reason, 0) + 1
                 for output, array in zip(outputs, batch.arrays, strict=True):
-                    output.write(array.data)
+                    output.write(array)
                 counts.add(batch.counts)
                 report(batch.size, batch.counts.documents)
+        pieces = {name: output.piece for name, output in zip(job.files, outputs, strict=True)}
+        write_json(shard / CHECKSUMS, pieces)
         write_json(shard / "counts.json", asdict(counts))
 
 
@@ -168,6 +174,15 @@ def merge_bad_lines(
                 record["line"] += first
                 stream.write(orjson.dumps({"file": str(source.path), **record}) + b"\n")
         first += read_counts(job, source).lines
+
+
+def shard_pieces(
+    job: ShardJob[CountsT], ranges: Iterable[InputRange], name: str
+) -> Iterator[Piece]:
+    """The checksum of the file `name` of every range, in corpus order."""
+    for source in ranges:
+        size, digest = json.loads((job.shard(source) / CHECKSUMS).read_text(encoding="utf-8"))[name]
+        yield size, digest
 
 
 def shard_files(job: ShardJob[CountsT], ranges: Iterable[InputRange], name: str) -> Iterator[Path]:

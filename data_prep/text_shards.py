@@ -13,12 +13,13 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.datasets.checksums import Piece
 from data_prep.documents import BadDocumentError
 from data_prep.encoders import Encoder
-from data_prep.indexed import TokenLengths, concatenate, token_dtype, write_index
+from data_prep.indexed import TokenLengths, Writable, concatenate, token_dtype, write_index
 from data_prep.ranges import InputRange
 from data_prep.readers import read_batches
-from data_prep.shards import Counts, EncodedBatch, ShardJob, shard_files
+from data_prep.shards import Counts, EncodedBatch, ShardJob, shard_files, shard_pieces
 
 
 @dataclass
@@ -82,13 +83,17 @@ class TextJob(ShardJob[TextCounts]):
         return tokens, lengths.astype("<i4")
 
 
-def merge_tokens(stream: IO[bytes], job: TextJob, ranges: list[InputRange], key: str) -> None:
-    """Write the `.bin` of one key: the shards in corpus order."""
-    concatenate(stream, shard_files(job, ranges, f"{job.keys.index(key)}.tokens"))
+def merge_tokens(
+    stream: IO[bytes], job: TextJob, ranges: list[InputRange], key: str
+) -> list[Piece]:
+    """Write the `.bin` of one key, the shards in corpus order; returns their checksums."""
+    name = f"{job.keys.index(key)}.tokens"
+    concatenate(stream, shard_files(job, ranges, name))
+    return list(shard_pieces(job, ranges, name))
 
 
 def merge_index(
-    stream: IO[bytes], job: TextJob, ranges: list[InputRange], key: str, counts: TextCounts
+    stream: Writable, job: TextJob, ranges: list[InputRange], key: str, counts: TextCounts
 ) -> None:
     """Write the `.idx` of one key; `counts` is the sum over `ranges`."""
 

@@ -33,6 +33,8 @@ class TokenizerInfo:
     eod_token: str | None
     eod_id: int | None
     add_special_tokens: bool
+    plain_special_tokens: bool = False
+    """Whether the text of a special token inside a text is encoded as any other text."""
 
 
 def load_tokenizer(model: Path, add_special_tokens: bool) -> tuple[TokenizerInfo, Tokenizer]:

@@ -11,6 +11,7 @@ import typer
 from megatron_soaes import cli_decoding
 from megatron_soaes.accelerator.quiet import quiet_libraries
 from megatron_soaes.cli_curate import curate
+from megatron_soaes.cli_datasets import inspect, merge, split
 from megatron_soaes.cli_engines import build as build_engines
 from megatron_soaes.cli_evaluate import compare, evaluate, prep_sft
 from megatron_soaes.cli_export import check as check_export
@@ -39,6 +40,9 @@ app.add_typer(prep_app, name="prep")
 app.add_typer(checkpoint_app, name="checkpoint")
 prep_app.command()(curate)
 prep_app.command()(thresholds)
+prep_app.command()(inspect)
+prep_app.command()(merge)
+prep_app.command()(split)
 relevance_app = typer.Typer(help="A classifier of your domain's texts.", no_args_is_help=True)
 relevance_app.command("train")(train_relevance)
 relevance_app.command("eval")(eval_relevance)

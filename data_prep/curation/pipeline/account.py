@@ -18,7 +18,8 @@ import xxhash
 import zstandard
 from datatrove.data import Document
 
-from data_prep.curation.pipeline.documents import Writable, language_of, source_of
+from data_prep.curation.pipeline.documents import language_of, source_of
+from data_prep.indexed import Writable
 from megatron_soaes.errors import UserError
 from megatron_soaes.files import atomic_file, write_json
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import orjson
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import zstandard
 from datatrove.data import Document
 
+from data_prep.indexed import Writable
 from data_prep.ranges import Format, InputRange
 from data_prep.sft.reader import read_records
 from megatron_soaes.files import atomic_file
@@ -26,12 +26,11 @@ ROW = pa.schema([(name, pa.large_string()) for name in COLUMNS])
 ZSTD_LEVEL = 1
 """A tenth more bytes than level 3 in half of the time."""
 ROW_GROUP_CHARACTERS = 64 * 2**20
-
-
-class Writable(Protocol):
-    """Takes bytes."""
-
-    def write(self, data: bytes, /) -> int: ...
+COLUMNS = ("id", "text", "corpus", "source", "language", "metadata")
+ROW = pa.schema([(name, pa.large_string()) for name in COLUMNS])
+ZSTD_LEVEL = 1
+"""A tenth more bytes than level 3 in half of the time."""
+ROW_GROUP_CHARACTERS = 64 * 2**20
 
 
 def source_of(document: Document) -> str:

@@ -1,0 +1,1 @@
+"""What is done with indexed datasets after they are made: look into, verify, merge, split."""
