@@ -63,7 +63,11 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_soaes*", "data_prep*"]),
-    package_data={"megatron_soaes": ["py.typed"], "data_prep": ["py.typed"]},
+    package_data={
+        "megatron_soaes": ["py.typed"],
+        "data_prep": ["py.typed"],
+        "data_prep.curation.report": ["page.html.j2", "page.css"],
+    },
     install_requires=TRAINING + DATA + CURATION + EVALUATION,
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.9,<2.12", "flash-attn>=2.7"],
@@ -85,6 +89,7 @@ setup(
             "nvidia-modelopt>=0.47,<0.48",
             "requests>=2.32",
             *WEB,
+            "lxml>=5",
         ],
     },
     entry_points={"console_scripts": ["soaes = megatron_soaes.cli:main"]},

@@ -10,7 +10,7 @@ import typer
 
 from megatron_soaes import cli_decoding
 from megatron_soaes.accelerator.quiet import quiet_libraries
-from megatron_soaes.cli_curate import curate
+from megatron_soaes.cli_curate import curate, report
 from megatron_soaes.cli_datasets import inspect, merge, split
 from megatron_soaes.cli_engines import build as build_engines
 from megatron_soaes.cli_evaluate import compare, evaluate, prep_sft
@@ -39,6 +39,7 @@ engines_app.command("build")(build_engines)
 app.add_typer(prep_app, name="prep")
 app.add_typer(checkpoint_app, name="checkpoint")
 prep_app.command()(curate)
+prep_app.command()(report)
 prep_app.command()(thresholds)
 prep_app.command()(inspect)
 prep_app.command()(merge)

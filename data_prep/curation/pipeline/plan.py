@@ -148,7 +148,8 @@ def _choose_again(plan: Plan) -> None:
     output, note = plan.recipe.output, {"keep": plan.recipe.keep}
     file = output / SELECTION
     if file.is_file() and orjson.loads(file.read_bytes()) != note:
-        (output / OUTCOME).unlink(missing_ok=True)
+        for name in (OUTCOME, "report.html", "report.json"):
+            (output / name).unlink(missing_ok=True)
         chosen = ("documents", "tokens", "accounts/selection")
         logs = (f"logs/{stage}" for stage in ("documents", "tokens", "outcome"))
         for folder in (*logs, *chosen):

@@ -126,6 +126,14 @@ def test_personal_data_is_masked_and_counted(curated: tuple[Path, dict[str, str]
     assert blocks[1]["account"]["masked"] == {"site1": {"EMAIL": 1, "PHONE": 1}}
 
 
+def test_its_report_is_written_and_balances(curated: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = curated
+    result = CliRunner().invoke(app, ["prep", "report", str(folder / "out")])
+    assert result.exit_code == ExitCode.OK
+    assert "near_copy" in (folder / "out/report.html").read_text("utf-8")
+    assert json.loads((folder / "out/report.json").read_text("utf-8"))
+
+
 def test_a_dropped_near_copy_names_the_document_that_stays(
     curated: tuple[Path, dict[str, str]],
 ) -> None:
