@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -55,18 +56,26 @@ def run_command(convert: Callable[[], SummaryT], describe: Callable[[SummaryT], 
 
     A `UserError` is printed to stderr.
     """
-    previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        summary = convert()
+        with stopping_on_sigterm():
+            summary = convert()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         return ExitCode.STOPPED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     print(describe(summary))
     return ExitCode.OK
+
+
+@contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
+    """Inside the block SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _stop(signal_number: int, frame: object) -> None:

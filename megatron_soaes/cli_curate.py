@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from megatron_soaes.errors import ExitCode
+
 
 class Executor(StrEnum):
     """Where the tasks of a curation run."""
@@ -25,13 +27,19 @@ def curate(
     workers: Annotated[int, typer.Option(min=1, help="Tasks at a time.")] = 1,
 ) -> None:
     """Clean and deduplicate a corpus, and tokenize what is left; goes on where it stopped."""
+    from data_prep.command import stopping_on_sigterm
     from data_prep.curation.pipeline.executors import run_stages
     from data_prep.curation.pipeline.outcome import describe
     from data_prep.curation.pipeline.plan import OUTCOME, make_plan
     from data_prep.curation.pipeline.recipe import load_curation
 
     plan = make_plan(load_curation(recipe))
-    run_stages(plan, executor.value, workers)
+    try:
+        with stopping_on_sigterm():
+            run_stages(plan, executor.value, workers)
+    except KeyboardInterrupt:
+        typer.echo("stopped: finished tasks are kept; the same command goes on", err=True)
+        raise typer.Exit(ExitCode.STOPPED) from None
     outcome = plan.recipe.output / OUTCOME
     if executor is Executor.SLURM:
         typer.echo(f"Submitted. {outcome} appears when the last job has ended.")

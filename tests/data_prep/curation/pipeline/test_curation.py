@@ -151,9 +151,12 @@ def test_workers_and_a_second_start_change_nothing(
         assert results(tmp_path) == results(curated[0])
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_killed_curation_goes_on_to_the_same_output(
-    curated: tuple[Path, dict[str, str]], tmp_path: Path, seed: int
+@pytest.mark.parametrize(
+    ("seed", "sent", "code"),
+    [(1, signal.SIGKILL, -9), (2, signal.SIGKILL, -9), (3, signal.SIGTERM, ExitCode.STOPPED)],
+)
+def test_a_stopped_curation_goes_on_to_the_same_output(
+    curated: tuple[Path, dict[str, str]], tmp_path: Path, seed: int, sent: int, code: int
 ) -> None:
     corpus(tmp_path)
     (tmp_path / "curation.yaml").write_text(RECIPE, encoding="utf-8")
@@ -166,8 +169,8 @@ def test_a_killed_curation_goes_on_to_the_same_output(
     wanted = random.Random(seed).randrange(1, 12)
     while process.poll() is None and len(list(marks.glob("*/completions/*"))) < wanted:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.killpg(process.pid, sent)
+    assert process.wait() == code
     assert not (tmp_path / "out/outcome.json").exists()
     curate(tmp_path, RECIPE)
     assert results(tmp_path) == results(curated[0])
