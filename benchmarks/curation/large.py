@@ -4,9 +4,9 @@
         [--tokenizer DIR] [--limit-gb 1]
 
 The corpus is read again and again until the size is reached, each time with the words of every
-line in another order: nothing is a copy, and every block has all of its work. The resident memory
-of all processes together is sampled (shared pages counted once for each); above the limit the run
-is ended and the benchmark fails.
+line in another order: nothing is a copy, and every block has all of its work. The proportional set
+size of all processes together is sampled (a page that n of them share counts 1/n for each); above
+the limit the run is ended and the benchmark fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import orjson
 import psutil
 
-SECONDS_BETWEEN_SAMPLES = 0.2
+SECONDS_BETWEEN_SAMPLES = 0.5
 CHUNK = 3
 GB = 1e9
 
@@ -109,8 +109,8 @@ def resident(process: psutil.Process) -> int:
     total = 0
     for one in (process, *process.children(recursive=True)):
         try:
-            total += one.memory_info().rss
-        except psutil.NoSuchProcess:
+            total += one.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
     return total
 

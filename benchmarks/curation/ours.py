@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.curation.boilerplate import Boilerplate
-from data_prep.curation.code_points import Analysed
+from data_prep.curation.code_points import Batch
 from data_prep.curation.dedup.candidates import gather_shard, propose
 from data_prep.curation.dedup.clusters import decide
 from data_prep.curation.dedup.decisions import reasons_to_go
 from data_prep.curation.dedup.exact import find_copies, hash_shard
 from data_prep.curation.dedup.minhash import MinHash, sign_shard
 from data_prep.curation.dedup.products import Product, Shard
+from data_prep.curation.dedup.shingles import batches
 from data_prep.curation.language import LanguageRule
 from data_prep.curation.normalise import Normalise
 from data_prep.curation.pii.mask import MaskPersonalData
+from data_prep.curation.pipeline.blocks import Edit
 from data_prep.curation.quality_en import QualityEn
 from data_prep.curation.quality_zh import QualityZh
 from data_prep.curation.repetition import Repetition, RepetitionZh
@@ -33,16 +35,17 @@ def measure(documents: Documents, language: str, folder: Path) -> dict[str, Any]
     texts = [document["text"] for document in documents]
     repetition = RepetitionZh() if language == "zh" else Repetition()
     quality = QualityZh() if language == "zh" else QualityEn()
-    rules: list[tuple[str, Callable[[str], bool]]] = [
-        ("normalise", lambda text: bool(Normalise().apply(text).text)),
-        ("language", lambda text: LanguageRule().identify(Analysed(text)).language != "other"),
-        ("boilerplate", lambda text: bool(Boilerplate().apply(text).text)),
-        ("script", lambda text: ScriptPolicy().reason(Analysed(text)) is None),
-        ("quality", lambda text: quality.reason(Analysed(text)) is None),
-        ("repetition", lambda text: repetition.reason(Analysed(text)) is None),
-        ("personal data", lambda text: bool(MaskPersonalData().apply(text).text)),
+    language_rule, script = LanguageRule(), ScriptPolicy()
+    blocks: list[tuple[str, Callable[[Batch], list[bool]]]] = [
+        ("normalise", lambda batch: _edited(batch, Normalise())),
+        ("language", lambda batch: [reason is None for reason in language_rule.reason(batch)]),
+        ("boilerplate", lambda batch: _edited(batch, Boilerplate())),
+        ("script", lambda batch: [reason is None for reason in script.reason(batch)]),
+        ("quality", lambda batch: [reason is None for reason in quality.reason(batch)]),
+        ("repetition", lambda batch: [reason is None for reason in repetition.reason(batch)]),
+        ("personal data", lambda batch: _edited(batch, MaskPersonalData())),
     ]
-    rows = [_per_text(name, rule, texts) for name, rule in rules]
+    rows = [_per_batch(name, block, texts) for name, block in blocks]
     exact_row, copies = _exact(texts, folder)
     near_row, near_copies = _near(texts, folder)
     ids = [document["id"] for document in documents]
@@ -50,10 +53,21 @@ def measure(documents: Documents, language: str, folder: Path) -> dict[str, Any]
     return {"rows": [*rows, exact_row, near_row], "removed": removed}
 
 
-def _per_text(name: str, keep: Callable[[str], bool], texts: Sequence[str]) -> dict[str, Any]:
-    keep(texts[0])
+def _edited(batch: Batch, edit: Edit) -> list[bool]:
+    """Whether something is left of each text."""
+    may_change = edit.may_change(batch).tolist()
+    return [
+        bool(edit.apply(text).text if changes else text)
+        for text, changes in zip(batch.texts, may_change, strict=True)
+    ]
+
+
+def _per_batch(
+    name: str, keep: Callable[[Batch], list[bool]], texts: Sequence[str]
+) -> dict[str, Any]:
+    keep(Batch(texts[:1]))
     started = time.process_time()
-    kept = sum(map(keep, texts))
+    kept = sum(sum(keep(Batch(batch))) for batch in batches(texts))
     return {
         "block": name, "cpu_seconds": time.process_time() - started, "kept": kept / len(texts)
     }  # fmt: skip

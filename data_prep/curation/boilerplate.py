@@ -10,7 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
+from data_prep.curation.code_points import Batch, Beginnings
 from data_prep.curation.edits import Edited
+from data_prep.curation.lines import Mask
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ KIND_OF_WORD = {
 }
 # Every alternative begins with a plain character, so the engine skips to those by a table.
 WORDS = re.compile("|".join(map(re.escape, sorted(KIND_OF_WORD, key=len, reverse=True))))
+BEGINNINGS = Beginnings(KIND_OF_WORD)
 INLINE_CREDIT = re.compile(
     r"[(（【\[](?:责任编辑|责编|本文编辑|网页编辑|文字编辑|编辑)\s?[:：][^()（）【】\[\]\n]{1,24}[)）】\]]"
 )
@@ -111,6 +116,23 @@ class Boilerplate:
     """Longer lines are prose and stay."""
     min_remaining: float = 0.3
     """Least share of a text's characters that has to be left."""
+
+    def may_change(self, batch: Batch) -> Mask:
+        """Texts that `apply` may change; the others it would leave as they are. bool [texts]."""
+        mask = np.array([_has_credit(text) for text in batch.texts], dtype=np.bool_)
+        places = BEGINNINGS.places(batch)
+        lines = np.searchsorted(batch.line_ends, places)
+        starts, ends = batch.line_starts[lines], batch.line_ends[lines]
+        owners = np.searchsorted(batch.starts, places, side="right") - 1
+        spans = np.stack([starts, ends, places]) - batch.starts[owners]
+        short = ends - starts <= self.max_line_characters
+        for owner, (start, end, place) in zip(
+            owners[short].tolist(), spans[:, short].T.tolist(), strict=True
+        ):
+            text = batch.texts[owner]
+            word = None if mask[owner] else WORDS.match(text, place)
+            mask[owner] |= word is not None and _is_notice(KIND_OF_WORD[word[0]], text[start:end])
+        return mask
 
     def apply(self, text: str) -> Edited:
         """The text without notices. `counts`: lines removed, by kind (the keys of `NOTICES`), and
@@ -148,8 +170,14 @@ class Boilerplate:
             end = text.find("\n", match.end())
             end = len(text) if end < 0 else end
             kind = KIND_OF_WORD[match[0]]
-            if end - start <= self.max_line_characters and FORMS[kind].fullmatch(
-                text[start:end].strip()
-            ):
+            if end - start <= self.max_line_characters and _is_notice(kind, text[start:end]):
                 removed = end
                 yield start, end, kind
+
+
+def _is_notice(kind: str, line: str) -> bool:
+    return FORMS[kind].fullmatch(line.strip()) is not None
+
+
+def _has_credit(text: str) -> bool:
+    return "编" in text and INLINE_CREDIT.search(text) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, cached_property
@@ -109,18 +110,20 @@ def _general_class(character: str) -> CharacterClass:
 
 
 @dataclass(frozen=True)
-class Analysed:
-    """A text decoded once, for all rules that look at it. Arrays are made when first asked for.
+class Batch:
+    """Texts decoded once and together, for all rules that look at them. Arrays are made when first
+    asked for; some take 128 bytes a line, so a batch should hold about half a million characters.
 
-    A line is what stands between newlines; an empty text is one empty line.
+    Every text stands in the arrays with a newline behind it. A line is what stands between
+    newlines; an empty text is one empty line.
     """
 
-    text: str
+    texts: Sequence[str]
 
     @cached_property
     def codes(self) -> CodePoints:
-        """Code points, uint32 [characters]."""
-        return code_points(self.text)
+        """Code points, uint32 [characters]: a newline behind every text."""
+        return code_points("".join([f"{text}\n" for text in self.texts]))
 
     @cached_property
     def classes(self) -> Classes:
@@ -128,17 +131,33 @@ class Analysed:
         return classify(self.codes)
 
     @cached_property
-    def lines(self) -> list[str]:
-        """The lines without their newlines, empty ones included."""
-        return self.text.split("\n")
+    def lengths(self) -> Counts:
+        """Characters of each text, int64 [texts]."""
+        return np.fromiter(map(len, self.texts), dtype=np.int64, count=len(self.texts))
+
+    @cached_property
+    def starts(self) -> Counts:
+        """Where each text begins, and the end of all, int64 [texts + 1]."""
+        starts = np.zeros(len(self.texts) + 1, dtype=np.int64)
+        np.cumsum(self.lengths + 1, out=starts[1:])
+        return starts
 
     @cached_property
     def line_ends(self) -> Counts:
-        """Where the newline of each line stands (the last one's: the length), int64 [lines]."""
-        newlines = np.flatnonzero(self.classes == CharacterClass.NEWLINE)
-        ends = np.empty(len(newlines) + 1, dtype=np.int64)
-        ends[:-1], ends[-1] = newlines, len(self.text)
-        return ends
+        """Where the newline of each line stands, int64 [lines]."""
+        return np.flatnonzero(self.codes == ord("\n"))
+
+    @cached_property
+    def line_starts(self) -> Counts:
+        """Where each line begins, int64 [lines]."""
+        starts = np.zeros_like(self.line_ends)
+        starts[1:] = self.line_ends[:-1] + 1
+        return starts
+
+    @cached_property
+    def first_lines(self) -> Counts:
+        """The first line of each text, int64 [texts]."""
+        return np.searchsorted(self.line_ends, self.starts[:-1])
 
     @cached_property
     def line_counts(self) -> Counts:
@@ -146,32 +165,74 @@ class Analysed:
         the line it ends.
         """
         ends = self.line_ends
-        sizes = ends + 1
-        sizes[1:] -= sizes[:-1].copy()
-        # The last line ends without a newline.
-        sizes[-1] -= 1
+        sizes = ends - self.line_starts + 1
         slots = np.repeat(np.arange(0, len(ends) * CLASS_SLOTS, CLASS_SLOTS), sizes)
         slots += self.classes
         cells = np.bincount(slots, minlength=len(ends) * CLASS_SLOTS)
         return cells.reshape(len(ends), CLASS_SLOTS)
 
     @cached_property
-    def counts(self) -> list[int]:
-        """Characters of each class in the whole text, [CLASS_SLOTS]."""
-        totals: list[int] = np.bincount(self.classes, minlength=CLASS_SLOTS).tolist()
-        return totals
+    def counts(self) -> Counts:
+        """Characters of each class in each text, int64 [texts, CLASS_SLOTS], the newline behind it
+        included.
+        """
+        return self.of_lines(self.line_counts)
 
-    def count(self, *classes: CharacterClass) -> int:
-        """Characters of the given classes."""
-        return sum(self.counts[each] for each in classes)
+    def of_lines(self, values: npt.NDArray[np.generic]) -> Counts:
+        """The sums over the lines of each text of one value or row a line, int64 [texts, ...]."""
+        sums: Counts = np.add.reduceat(values, self.first_lines, axis=0, dtype=np.int64)
+        return sums
+
+    def at(self, places: Counts) -> Counts:
+        """How many of the places, which rise, stand in each text, int64 [texts]."""
+        return np.diff(np.searchsorted(places, self.starts))
 
     @cached_property
-    def letters(self) -> int:
-        """Letters of all scripts."""
-        return sum(self.counts[CharacterClass.HAN : CharacterClass.DIGIT])
+    def letters(self) -> Counts:
+        """Letters of all scripts in each text, int64 [texts]."""
+        return self.counts[:, CharacterClass.HAN : CharacterClass.DIGIT].sum(axis=1)
 
     @cached_property
-    def visible(self) -> int:
-        """Characters that are not white space."""
-        blank = self.count(CharacterClass.SPACE, CharacterClass.NEWLINE)
-        return len(self.text) - blank
+    def visible(self) -> Counts:
+        """Characters of each text that are not white space, int64 [texts]."""
+        return self.counts[:, : CharacterClass.SPACE].sum(axis=1)
+
+
+class Beginnings:
+    """Finds where one of many words may begin, by the first two characters of each."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        """`words` are of characters below U+FFFF."""
+        self._firsts, self._seconds = np.zeros((2, 0x10000), dtype=np.uint64)
+        self._begins = np.zeros(0x10000, dtype=np.bool_)
+        for number, beginning in enumerate(sorted({word[:2] for word in words})):
+            bit = np.uint64(1 << number % 64)
+            self._begins[ord(beginning[0])] = True
+            self._firsts[ord(beginning[0])] |= bit
+            seconds = ord(beginning[1]) if len(beginning) > 1 else slice(None)
+            self._seconds[seconds] |= bit
+
+    def count(self, batch: Batch) -> Counts:
+        """Places in each text where a word may begin, never fewer than do, int64 [texts]."""
+        return batch.at(self.places(batch))
+
+    def places(self, batch: Batch) -> Counts:
+        """Those places in the arrays of the batch, int64 [places], rising."""
+        codes = batch.codes
+        places = np.flatnonzero(self._begins.take(codes, mode="clip"))
+        behind = codes.take(places + 1, mode="clip")
+        likely = self._firsts.take(codes[places], mode="clip") & self._seconds.take(
+            behind, mode="clip"
+        )
+        return places[likely > 0]
+
+
+def first_reasons(
+    batch: Batch, found: Iterable[tuple[str, npt.NDArray[np.bool_]]]
+) -> list[str | None]:
+    """Of each text the first reason whose mask (bool [texts]) holds it, or None."""
+    reasons: list[str | None] = [None] * len(batch.texts)
+    for reason, mask in found:
+        for number in np.flatnonzero(mask).tolist():
+            reasons[number] = reasons[number] or reason
+    return reasons

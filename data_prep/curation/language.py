@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from data_prep.curation.code_points import Analysed, CharacterClass
+from data_prep.curation.code_points import Batch, CharacterClass
 
 # Common in English and not a word of the other large languages in Latin letters.
 ENGLISH = (
@@ -55,14 +55,21 @@ class LanguageRule:
     sample_characters: int = 3000
     """How far into a text function words are counted."""
 
-    def identify(self, analysed: Analysed) -> Verdict:
-        """The language of a text. The score is the share of Han characters, or of function words
+    def identify(self, batch: Batch) -> list[Verdict]:
+        """The language of each text. The score is the share of Han characters, or of function words
         scaled to 1 at twice the threshold; for `other` it is 1 minus the better of both.
         """
-        han = analysed.count(CharacterClass.HAN)
-        foreign = analysed.count(CharacterClass.KANA_HANGUL)
-        latin = analysed.count(CharacterClass.LATIN)
-        other = analysed.count(CharacterClass.LETTER)
+        rows = batch.counts[:, CharacterClass.HAN : CharacterClass.DIGIT].tolist()
+        return [self._verdict(text, *row) for text, row in zip(batch.texts, rows, strict=True)]
+
+    def reason(self, batch: Batch) -> list[str | None]:
+        """Of each text `other_language`, or None for Chinese and English."""
+        return [
+            "other_language" if verdict.language is Language.OTHER else None
+            for verdict in self.identify(batch)
+        ]
+
+    def _verdict(self, text: str, han: int, foreign: int, latin: int, other: int) -> Verdict:
         letters = han + foreign + latin + other
         if not letters:
             return Verdict(Language.OTHER, 1.0)
@@ -71,16 +78,10 @@ class LanguageRule:
             return Verdict(Language.ZH, chinese)
         english = 0.0
         if latin >= self.min_latin * letters:
-            english = min(1.0, self._function_words(analysed.text) / (2 * self.min_function_words))
+            english = min(1.0, self._function_words(text) / (2 * self.min_function_words))
             if english >= 0.5:
                 return Verdict(Language.EN, english)
         return Verdict(Language.OTHER, 1.0 - english)
-
-    def reason(self, analysed: Analysed) -> str | None:
-        """`other_language`, or None for Chinese and English."""
-        if self.identify(analysed).language is Language.OTHER:
-            return "other_language"
-        return None
 
     def _function_words(self, text: str) -> float:
         words = LATIN_WORD.findall(text[: self.sample_characters].lower())

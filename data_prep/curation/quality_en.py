@@ -8,15 +8,15 @@ statements of accounts stay.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from data_prep.curation.code_points import Analysed, CharacterClass
+from data_prep.curation.code_points import Batch, CharacterClass, first_reasons
 from data_prep.curation.lines import (
     TERMINAL,
-    bullet_fraction,
-    ellipsis_fraction,
+    Mask,
+    bullet_fractions,
+    ellipsis_fractions,
     ends_with,
     is_table_row,
     letters_of_lines,
@@ -55,15 +55,15 @@ class QualityEn:
     min_lines: int = 8
     """Lines outside tables from which on the two rules on lines are asked."""
 
-    def reason(self, analysed: Analysed) -> str | None:
-        """`en_too_short`, `en_word_length`, `en_few_letters`, `en_no_function_words`,
+    def reason(self, batch: Batch) -> list[str | None]:
+        """Of each text: `en_too_short`, `en_word_length`, `en_few_letters`, `en_no_function_words`,
         `en_placeholder_text`, `en_symbols`, `en_program`, `en_bullet_lines`, `en_ellipsis_lines`,
-        `en_unfinished_lines` or `en_short_lines`.
+        `en_unfinished_lines`, `en_short_lines` or None.
         """
-        return self._words(analysed) or self._lines(analysed)
+        lines = first_reasons(batch, self._lines(batch))
+        return [self._words(text) or line for text, line in zip(batch.texts, lines, strict=True)]
 
-    def _words(self, analysed: Analysed) -> str | None:
-        text = analysed.text
+    def _words(self, text: str) -> str | None:
         words = text.split()
         if len(words) < self.min_words:
             return "en_too_short"
@@ -71,7 +71,7 @@ class QualityEn:
         mean = sum(map(len, lettered)) / max(len(lettered), 1)
         if not self.min_word_length <= mean <= self.max_word_length:
             return "en_word_length"
-        if len(lettered) < self.min_letter_words * len(words) and self._few_letters(analysed):
+        if len(lettered) < self.min_letter_words * len(words) and self._few_letters(text):
             return "en_few_letters"
         if len(FUNCTION_WORDS.intersection(text.lower().split())) < self.min_function_words:
             return "en_no_function_words"
@@ -86,25 +86,23 @@ class QualityEn:
             return "en_program"
         return None
 
-    def _few_letters(self, analysed: Analysed) -> bool:
-        rows = is_table_row(analysed).tolist()
-        prose = [line for line, row in zip(analysed.lines, rows, strict=True) if not row]
+    def _few_letters(self, text: str) -> bool:
+        rows = is_table_row(Batch([text])).tolist()
+        prose = [line for line, row in zip(text.split("\n"), rows, strict=True) if not row]
         words = [word for line in prose for word in line.split()]
         lettered = sum(LETTERS.search(word) is not None for word in words)
         return lettered < self.min_letter_words * len(words)
 
-    def _lines(self, analysed: Analysed) -> str | None:
-        if bullet_fraction(analysed.lines) > self.max_bullet_lines:
-            return "en_bullet_lines"
-        if ellipsis_fraction(analysed.lines) > self.max_ellipsis_lines:
-            return "en_ellipsis_lines"
-        letters = letters_of_lines(analysed)
-        judged = (letters > 0) & ~is_table_row(analysed)
-        lines = int(np.count_nonzero(judged))
-        if lines < self.min_lines or analysed.count(CharacterClass.DIGIT) > analysed.letters:
-            return None
-        finished = int(np.count_nonzero(ends_with(analysed, ENDINGS) & judged))
-        if finished < self.min_finished_lines * lines:
-            return "en_unfinished_lines"
-        short = int(np.count_nonzero(judged & (letters <= self.short_line)))
-        return "en_short_lines" if short > self.max_short_lines * lines else None
+    def _lines(self, batch: Batch) -> Iterator[tuple[str, Mask]]:
+        yield "en_bullet_lines", bullet_fractions(batch) > self.max_bullet_lines
+        yield "en_ellipsis_lines", ellipsis_fractions(batch) > self.max_ellipsis_lines
+        letters = letters_of_lines(batch)
+        prose = (letters > 0) & ~is_table_row(batch)
+        lines = batch.of_lines(prose)
+        judged = (lines >= self.min_lines) & (
+            batch.counts[:, CharacterClass.DIGIT] <= batch.letters
+        )
+        finished = batch.of_lines(ends_with(batch, ENDINGS) & prose)
+        yield "en_unfinished_lines", judged & (finished < self.min_finished_lines * lines)
+        short = batch.of_lines(prose & (letters <= self.short_line))
+        yield "en_short_lines", judged & (short > self.max_short_lines * lines)

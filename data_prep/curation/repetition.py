@@ -13,7 +13,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.curation.code_points import Analysed, CharacterClass
+from data_prep.curation.code_points import Batch, CharacterClass, Counts
+from data_prep.curation.lines import Mask
 
 UInt64 = npt.NDArray[np.uint64]
 
@@ -24,6 +25,10 @@ ROLE = np.zeros(16, dtype=np.uint8)
 ROLE[list(WORDS)] = WORD
 ROLE[list(SINGLES)] = SINGLE
 NGRAM_BASE = 0xD6E8FEB86659FD93
+SLOT_FACTOR = 0x9E3779B97F4A7C15
+SLOTS = 256
+SLOT_SHIFT = 56
+"""From a hash of 64 bits to one of `SLOTS`."""
 PLACES = np.random.default_rng(0).integers(0, 2**64, size=64, dtype=np.uint64) | np.uint64(1)
 """A factor for each place in a word; those of a longer word come round again."""
 
@@ -54,11 +59,27 @@ class Repetition:
     min_units: int = 50
     """Shorter texts are not judged by n-grams."""
 
-    def reason(self, analysed: Analysed) -> str | None:
-        """`duplicate_lines`, `duplicate_paragraphs`, `top_ngram` or `repeated_ngrams`."""
-        text = analysed.text
+    def reason(self, batch: Batch) -> list[str | None]:
+        """Of each text `duplicate_lines`, `duplicate_paragraphs`, `top_ngram`, `repeated_ngrams` or
+        None.
+        """
+        reasons = [self._pieces(text) for text in batch.texts]
+        units, first = unit_hashes(batch)
+        counts = np.diff(first)
+        judged = (counts >= self.min_units) & (counts > 0)
+        judged &= np.fromiter((reason is None for reason in reasons), np.bool_, len(reasons))
+        for number in np.flatnonzero(judged & self._may_have_top(units, first)).tolist():
+            if self._top_ngram(units[first[number] : first[number + 1]]):
+                reasons[number], judged[number] = "top_ngram", False
+        for number in np.flatnonzero(judged & self._may_repeat(units, first)).tolist():
+            if self._repeated_ngrams(units[first[number] : first[number + 1]]):
+                reasons[number] = "repeated_ngrams"
+        return reasons
+
+    def _pieces(self, text: str) -> str | None:
+        """Judge lines and paragraphs."""
         if self._repeats(
-            analysed.lines, self.max_duplicate_lines, self.max_duplicate_line_characters
+            text.split("\n"), self.max_duplicate_lines, self.max_duplicate_line_characters
         ):
             return "duplicate_lines"
         if "\n\n" in text and self._repeats(
@@ -67,12 +88,39 @@ class Repetition:
             self.max_duplicate_paragraph_characters,
         ):
             return "duplicate_paragraphs"
-        units = unit_hashes(analysed)
-        if len(units) < self.min_units:
-            return None
-        if self._top_ngram(units):
-            return "top_ngram"
-        return "repeated_ngrams" if self._repeated_ngrams(units) else None
+        return None
+
+    def _may_have_top(self, units: UInt64, first: Counts) -> Mask:
+        """Texts in which many n-grams of the shortest kind fall together, bool [texts]: without
+        them no n-gram is too frequent, because a longer one is no more frequent than what is in it.
+        """
+        counts = np.diff(first)
+        shortest = min((n for n, _ in self.max_top), default=1)
+        owners = np.repeat(np.arange(len(counts)) * SLOTS, counts)
+        hashes = ngrams(units, shortest) >> np.uint64(SLOT_SHIFT)
+        # An n-gram that reaches into the next text only makes a count larger.
+        slots = owners[: len(hashes)]
+        slots += hashes.view(np.int64)
+        filled = np.bincount(slots, minlength=len(counts) * SLOTS)
+        most = filled.reshape(len(counts), SLOTS).max(axis=1)
+        too_often = [(limit * counts / n).astype(np.int64) + 1 for n, limit in self.max_top]
+        return np.any([most >= times for times in too_often], axis=0)
+
+    def _may_repeat(self, units: UInt64, first: Counts) -> Mask:
+        """Texts with enough repeats of n-grams of the shortest kind to reach a limit, bool [texts].
+
+        What a longer repeated n-gram covers, the shorter ones inside it cover too.
+        """
+        counts = np.diff(first)
+        shortest = min((n for n, _ in self.max_repeated), default=1)
+        hashes = ngrams(units, shortest)
+        owners = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)[: len(hashes)]
+        owners *= np.uint64(NGRAM_BASE)
+        hashes = hashes + owners
+        repeats = np.diff(np.searchsorted(repeated_places(hashes), first))
+        least = min((limit for _, limit in self.max_repeated), default=1.0)
+        mask: Mask = repeats * shortest > least * counts
+        return mask
 
     def _repeats(self, pieces: list[str], max_pieces: float, max_characters: float) -> bool:
         counted = [piece for piece in pieces if len(piece) >= self.min_line_characters]
@@ -118,27 +166,47 @@ class RepetitionZh(Repetition):
     max_repeated: tuple[tuple[int, float], ...] = ((10, 0.60), (13, 0.50))
 
 
-def unit_hashes(analysed: Analysed) -> UInt64:
-    """A hash of every unit, uint64 [units], in the order of the text."""
-    roles = ROLE.take(analysed.classes)
+def unit_hashes(batch: Batch) -> tuple[UInt64, Counts]:
+    """A hash of every unit of all texts in their order, uint64 [units], and where those of each
+    text begin, with the end of all, int64 [texts + 1].
+    """
+    roles = ROLE.take(batch.classes)
     begins = roles == SINGLE
-    words = roles == WORD
-    begins[:1] |= words[:1]
+    words = np.flatnonzero(roles == WORD)
     # A word begins after anything but a word: also directly after a Han character.
-    begins[1:] |= words[1:] & ~words[:-1]
+    heads = np.flatnonzero(np.diff(words, prepend=-2) > 1)
+    begins[words[heads]] = True
     places = np.flatnonzero(begins)
-    if not len(places):
-        return np.zeros(0, dtype=np.uint64)
-    first = places[0]
-    sizes = np.empty_like(places)
-    sizes[:-1], sizes[-1] = places[1:] - places[:-1], len(roles) - places[-1]
-    inside = np.arange(first, len(roles))
-    inside -= np.repeat(places, sizes)
-    inside &= len(PLACES) - 1
-    terms = PLACES.take(inside)
-    terms *= analysed.codes[first:]
-    terms *= roles[first:] != SEPARATOR
-    return np.add.reduceat(terms, places - first)
+    hashes = batch.codes[places] * PLACES[0]
+    if len(heads):
+        inside = words - np.repeat(words[heads], np.diff(heads, append=len(words)))
+        inside &= len(PLACES) - 1
+        terms = PLACES.take(inside)
+        terms *= batch.codes[words]
+        hashes[roles[places] == WORD] = np.add.reduceat(terms, heads)
+    return hashes, np.searchsorted(places, batch.starts)
+
+
+def repeated_places(hashes: UInt64) -> Counts:
+    """Where a hash stands that stood before, int64 [repeats], rising."""
+    bits = len(hashes).bit_length() + 1
+    slots = np.empty(1 << bits, dtype=np.int32)
+    waiting = np.arange(len(hashes), dtype=np.int32)
+    repeats = []
+    mixed = hashes
+    while len(waiting):
+        mixed = mixed * np.uint64(SLOT_FACTOR)
+        slot = (mixed >> np.uint64(64 - bits)).view(np.int64)
+        # Of those that want a slot the first one, written last, gets it: numpy assigns to repeated
+        # indices in order (its quickstart, "Indexing with arrays of indices").
+        slots[slot[::-1]] = waiting[::-1]
+        holders = slots[slot]
+        lost = np.flatnonzero(holders != waiting)
+        equal = hashes[waiting[lost]] == hashes[holders[lost]]
+        repeats.append(waiting[lost[equal]])
+        lost = lost[~equal]
+        waiting, mixed = waiting[lost], mixed[lost] ^ (mixed[lost] >> np.uint64(29))
+    return np.sort(np.concatenate([np.zeros(0, dtype=np.int32), *repeats])).astype(np.int64)
 
 
 def ngrams(units: UInt64, n: int) -> UInt64:

@@ -13,8 +13,9 @@ from functools import cache
 import numpy as np
 from opencc import OpenCC
 
-from data_prep.curation.code_points import Analysed, Classes, code_points
+from data_prep.curation.code_points import Batch, Classes, code_points, first_reasons
 from data_prep.curation.edits import Edited
+from data_prep.curation.lines import Fractions, Mask
 
 NEITHER, SIMPLIFIED, TRADITIONAL = 0, 1, 2
 HAN_BLOCKS = ((0x3400, 0x4DC0), (0x4E00, 0xA000))
@@ -41,18 +42,26 @@ class ScriptPolicy:
     min_traditional: float = 0.5
     """Least share of traditional characters among those that belong to one script only."""
 
-    def traditional(self, analysed: Analysed) -> float:
-        """The share of traditional characters among those of one script; 0 where there is none."""
-        codes = analysed.codes
-        scripts = np.bincount(_scripts().take(codes, mode="clip"), minlength=3)
-        told = int(scripts[SIMPLIFIED] + scripts[TRADITIONAL])
-        return int(scripts[TRADITIONAL]) / told if told else 0.0
+    def traditional(self, batch: Batch) -> Fractions:
+        """The share of traditional characters among those of one script in each text, 0 where there
+        is none, float64 [texts].
+        """
+        scripts = _scripts().take(batch.codes, mode="clip")
+        told = batch.at(np.flatnonzero(scripts))
+        return batch.at(np.flatnonzero(scripts == TRADITIONAL)) / np.maximum(told, 1)
 
-    def reason(self, analysed: Analysed) -> str | None:
-        """`traditional_characters` for a traditional text when the policy is to drop them."""
-        if self.policy is Policy.DROP and self.traditional(analysed) > self.min_traditional:
-            return "traditional_characters"
-        return None
+    def reason(self, batch: Batch) -> list[str | None]:
+        """`traditional_characters` for each traditional text when the policy is to drop them."""
+        if self.policy is not Policy.DROP:
+            return [None] * len(batch.texts)
+        found = self.traditional(batch) > self.min_traditional
+        return first_reasons(batch, [("traditional_characters", found)])
+
+    def may_change(self, batch: Batch) -> Mask:
+        """Texts that `apply` may change; the others it would leave as they are. bool [texts]."""
+        if self.policy is not Policy.CONVERT:
+            return np.zeros(len(batch.texts), dtype=np.bool_)
+        return self.traditional(batch) > self.min_traditional
 
     def apply(self, text: str) -> Edited:
         """The text in simplified characters when it is traditional and the policy is to convert.
@@ -61,8 +70,7 @@ class ScriptPolicy:
         """
         if self.policy is not Policy.CONVERT:
             return Edited(text, {})
-        analysed = Analysed(text)
-        if self.traditional(analysed) <= self.min_traditional:
+        if self.traditional(Batch([text]))[0] <= self.min_traditional:
             return Edited(text, {})
         converted = _to_simplified().convert(text)
         changed = _changed(text, converted)

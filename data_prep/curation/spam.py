@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from data_prep.curation.code_points import Batch, Beginnings
+
 TRADES = {
     "gambling": (
         "彩金 首存 返水 时时彩 六合彩 百家乐 老虎机 真人荷官 真人娱乐 在线投注 "
@@ -33,11 +35,21 @@ TRADES = {
 TRADE_OF = {word: trade for trade, words in TRADES.items() for word in words.split()}
 # Every alternative begins with a plain character, so the engine skips to those by a table.
 WORDS = re.compile("|".join(map(re.escape, sorted(TRADE_OF, key=len, reverse=True))))
+BEGINNINGS = Beginnings(TRADE_OF)
 MIN_DIFFERENT = 3
 
 
-def spam_reason(text: str, max_fraction: float) -> str | None:
-    """`spam_` and the trade, when three different words of one take more than `max_fraction`."""
+def spam_reasons(batch: Batch, max_fraction: float) -> list[str | None]:
+    """Of each text `spam_` and the trade, when three different words of one take more than
+    `max_fraction` of it, or None.
+    """
+    return [
+        _reason(text, max_fraction) if places >= MIN_DIFFERENT else None
+        for text, places in zip(batch.texts, BEGINNINGS.count(batch).tolist(), strict=True)
+    ]
+
+
+def _reason(text: str, max_fraction: float) -> str | None:
     found = Counter(WORDS.findall(text))
     if len(found) < MIN_DIFFERENT:
         return None

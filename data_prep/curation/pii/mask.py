@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from string import ascii_uppercase, digits, hexdigits
 
+import numpy as np
+
+from data_prep.curation.code_points import Batch, Classes, Counts
 from data_prep.curation.edits import Edited
-from data_prep.curation.pii.patterns import CANDIDATE, FORMS, Form, Kind
+from data_prep.curation.lines import Mask
+from data_prep.curation.pii.patterns import CANDIDATE, FORMS, PLATE_PROVINCES, Form, Kind
 
+DIGIT, HEX, UPPER, GAP, DOT, COLON, PROVINCE, AT = (1 << bit for bit in range(8))
+KINDS = {
+    DIGIT: digits,
+    HEX: hexdigits,
+    UPPER: ascii_uppercase,
+    GAP: " -",
+    DOT: ".",
+    COLON: ":",
+    PROVINCE: PLATE_PROVINCES,
+    AT: "@",
+}
 SEPARATORS = str.maketrans("", "", " -")
 
 
@@ -25,10 +43,13 @@ class MaskPersonalData:
     kinds: tuple[Kind, ...] = tuple(Kind)
     """The kinds to replace. Credit codes are those of companies and are in public registers."""
 
+    def may_change(self, batch: Batch) -> Mask:
+        """Texts that `apply` may change; the others it would leave as they are. bool [texts]."""
+        mask: Mask = batch.at(_candidates(batch)) > 0
+        return mask
+
     def apply(self, text: str) -> Edited:
         """The text with placeholders; `counts` by `Kind`."""
-        if "@" not in text and CANDIDATE.search(text) is None:
-            return Edited(text, {})
         forms = [form for form in FORMS if form.kind in self.kinds]
         counts: Counter[str] = Counter()
         lines = text.split("\n")
@@ -36,6 +57,37 @@ class MaskPersonalData:
             if "@" in line or CANDIDATE.search(line):
                 lines[number] = _mask_line(line, forms, counts)
         return Edited("\n".join(lines), counts)
+
+
+def _candidates(batch: Batch) -> Counts:
+    """Places where `CANDIDATE` may match, and those of @, int64 [candidates], rising."""
+    kinds = _kinds().take(batch.codes, mode="clip")
+    places = np.flatnonzero(kinds)
+    own = kinds[places]
+
+    def beside(kind: int, offsets: Iterable[int], neighbour: int) -> Counts:
+        found = places[(own & kind) > 0]
+        for offset in offsets:
+            found = found[(kinds.take(found + offset, mode="wrap") & neighbour) > 0]
+        return found
+
+    numbers = beside(DIGIT, (), DIGIT)
+    runs = numbers[:-5][numbers[5:] - numbers[:-5] == 5]
+    gaps = beside(GAP, (-3, -2, -1, 1, 2, 3, 4), DIGIT)
+    dots = beside(DOT, (-1, 1), DIGIT)
+    dots = dots[np.diff(dots, append=2 * len(kinds)) <= 4]
+    colons = beside(COLON, (-3, -2, -1), HEX)
+    plates = beside(UPPER, (-1,), PROVINCE)
+    return np.sort(np.concatenate([runs, gaps, dots, colons, plates, beside(AT, (), AT)]))
+
+
+@cache
+def _kinds() -> Classes:
+    """What each code point below U+FFFF may be in personal data, bits."""
+    table = np.zeros(0x10000, dtype=np.uint8)
+    for kind, characters in KINDS.items():
+        table[[ord(character) for character in characters]] |= kind
+    return table
 
 
 def _mask_line(line: str, forms: list[Form], counts: Counter[str]) -> str:

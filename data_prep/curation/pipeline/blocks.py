@@ -6,20 +6,22 @@ Each keeps an account (`account.py`) in a folder of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from data_prep.curation.boilerplate import Boilerplate
-from data_prep.curation.code_points import Analysed
+from data_prep.curation.code_points import Batch
 from data_prep.curation.decontaminate import EvaluationIndex, find_overlaps, read_items
 from data_prep.curation.dedup.decisions import copies_removed, open_decisions, reasons_to_go
 from data_prep.curation.dedup.shingles import batches
 from data_prep.curation.edits import Edited
 from data_prep.curation.language import Language, LanguageRule
+from data_prep.curation.lines import Mask
 from data_prep.curation.normalise import Normalise
 from data_prep.curation.pii.mask import MaskPersonalData
 from data_prep.curation.pipeline.account import open_entry
@@ -30,15 +32,19 @@ from data_prep.curation.selection.scores import NAMES, Selection, Settings, scor
 
 
 class Edit(Protocol):
-    """Changes a text."""
+    """Changes texts."""
+
+    def may_change(self, batch: Batch) -> Mask:
+        """Texts that `apply` may change; the others it would leave as they are. bool [texts]."""
+        ...
 
     def apply(self, text: str) -> Edited: ...
 
 
 class Rule(Protocol):
-    """Says of a text why it should go, or None."""
+    """Says of each text why it should go, or None."""
 
-    def reason(self, analysed: Analysed) -> str | None: ...
+    def reason(self, batch: Batch) -> list[str | None]: ...
 
 
 @dataclass(frozen=True)
@@ -70,53 +76,45 @@ class Clean(PipelineStep):
     ) -> Iterator[Document]:
         """The documents that stay, with their new text and `language`."""
         with open_entry(self.account, rank) as entry:
-            for document in data:
-                read = document.text
-                edits: dict[str, int] = {}
-                reason = self._clean(document, edits)
-                if reason is not None:
-                    entry.drop(document, read, reason)
-                    continue
-                entry.account.changed(source_of(document), edits, self._mask(document))
-                entry.account.keep(document, len(read))
-                yield document
+            for documents in _document_batches(data):
+                under_way = [_UnderWay(document, document.text) for document in documents]
+                self._clean(under_way)
+                if self.cleaning.personal_data:
+                    _edit(_staying(under_way), self.cleaning.personal_data, "masks")
+                for each in under_way:
+                    document, read = each.document, each.document.text
+                    if each.reason is not None:
+                        entry.drop(document, read, each.reason)
+                        continue
+                    document.text = each.text
+                    entry.account.changed(source_of(document), each.edits, each.masks)
+                    entry.account.keep(document, len(read))
+                    yield document
 
-    def _clean(self, document: Document, counts: dict[str, int]) -> str | None:
-        """Edit the document in place; why it goes, or None."""
+    def _clean(self, under_way: list[_UnderWay]) -> None:
+        """Edit the texts and find why they go."""
         steps = self.cleaning
-        text = _edited(document.text, steps.normalise, counts)
-        if not text:
-            return "empty"
-        analysed = Analysed(text)
-        language = steps.language.identify(analysed).language
-        document.metadata["language"] = str(language)
-        if language is Language.OTHER:
-            return "other_language"
+        _edit(under_way, steps.normalise)
+        for each in under_way:
+            each.reason = None if each.text else "empty"
+        staying = _staying(under_way)
+        for each, verdict in zip(staying, steps.language.identify(_batch(staying)), strict=True):
+            each.document.metadata["language"] = str(verdict.language)
+            each.language = verdict.language
+            each.reason = "other_language" if verdict.language is Language.OTHER else None
+        staying = _staying(staying)
         if steps.boilerplate:
-            shorter = _edited(text, steps.boilerplate, counts)
-            if (reason := steps.boilerplate.reason(text, shorter)) is not None:
-                return reason
-            if shorter != text:
-                text, analysed = shorter, Analysed(shorter)
-        if language is Language.ZH:
-            if (reason := steps.script.reason(analysed)) is not None:
-                return reason
-            converted = _edited(text, steps.script, counts)
-            if converted != text:
-                text, analysed = converted, Analysed(converted)
-        for rule in steps.rules[language]:
-            if (reason := rule.reason(analysed)) is not None:
-                return reason
-        document.text = text
-        return None
-
-    def _mask(self, document: Document) -> Mapping[str, int]:
-        """Replace personal data in place; what was replaced, by kind."""
-        if self.cleaning.personal_data is None:
-            return {}
-        masked = self.cleaning.personal_data.apply(document.text)
-        document.text = masked.text
-        return masked.counts
+            before = [each.text for each in staying]
+            _edit(staying, steps.boilerplate)
+            for each, longer in zip(staying, before, strict=True):
+                each.reason = steps.boilerplate.reason(longer, each.text)
+        for language, rules in steps.rules.items():
+            chosen = [each for each in _staying(staying) if each.language is language]
+            if language is Language.ZH:
+                _judge(chosen, [steps.script])
+                chosen = _staying(chosen)
+                _edit(chosen, steps.script)
+            _judge(chosen, rules)
 
 
 class DropDecided(PipelineStep):
@@ -244,11 +242,45 @@ class Select(PipelineStep):
                 yield document
 
 
-def _edited(text: str, edit: Edit, counts: dict[str, int]) -> str:
-    result = edit.apply(text)
-    for kind, places in result.counts.items():
-        counts[kind] = counts.get(kind, 0) + places
-    return result.text
+@dataclass
+class _UnderWay:
+    """A document that is being cleaned: its text so far, and what is known of it."""
+
+    document: Document
+    text: str
+    language: Language = Language.OTHER
+    reason: str | None = None
+    edits: dict[str, int] = field(default_factory=dict)
+    masks: dict[str, int] = field(default_factory=dict)
+
+
+def _batch(under_way: Sequence[_UnderWay]) -> Batch:
+    return Batch([each.text for each in under_way])
+
+
+def _staying(under_way: Sequence[_UnderWay]) -> list[_UnderWay]:
+    return [each for each in under_way if each.reason is None]
+
+
+def _edit(
+    under_way: Sequence[_UnderWay], edit: Edit, account: Literal["edits", "masks"] = "edits"
+) -> None:
+    """Change the texts and count the changes."""
+    for number in np.flatnonzero(edit.may_change(_batch(under_way))).tolist():
+        each = under_way[number]
+        result = edit.apply(each.text)
+        each.text = result.text
+        counts = getattr(each, account)
+        for kind, places in result.counts.items():
+            counts[kind] = counts.get(kind, 0) + places
+
+
+def _judge(under_way: Sequence[_UnderWay], rules: Sequence[Rule]) -> None:
+    """Note the reason of the first rule that has one."""
+    batch = _batch(under_way)
+    for rule in rules:
+        for each, reason in zip(under_way, rule.reason(batch), strict=True):
+            each.reason = each.reason or reason
 
 
 def _document_batches(data: Iterable[Document]) -> Iterator[list[Document]]:

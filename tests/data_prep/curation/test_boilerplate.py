@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.curation.boilerplate import NOTICES, Boilerplate
+from data_prep.curation.code_points import Batch
 from tests.data_prep.curation.texts import NEWS_EN, NEWS_ZH, NOTE_ZH, REPORT_EN, REPORT_ZH
 
 NOTICE_LINES = [
@@ -143,3 +144,10 @@ def test_removing_twice_changes_nothing(lines):
     rule = Boilerplate()
     once = rule.apply("\n".join(lines)).text
     assert rule.apply(once).text == once
+
+
+def test_every_notice_is_in_a_text_that_may_change():
+    lines = [line for _, line in NOTICE_LINES]
+    assert Boilerplate().may_change(Batch(lines)).all()
+    assert Boilerplate().may_change(Batch([f"{NEWS_ZH}（责任编辑：王小明）"])).all()
+    assert not Boilerplate().may_change(Batch(["甲乙丙丁", ""])).any()

@@ -1,12 +1,15 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.curation.code_points import (
-    Analysed,
+    Batch,
+    Beginnings,
     CharacterClass,
     classify,
     code_points,
+    first_reasons,
     text_of,
 )
 
@@ -40,21 +43,33 @@ def test_code_points_and_back_is_the_same_text(text):
 
 
 def test_counts_of_a_text():
-    analysed = Analysed("2023年，GDP增长5.2%\n见表 1。")
-    assert analysed.count(CharacterClass.HAN) == 5
-    assert analysed.count(CharacterClass.LATIN, CharacterClass.DIGIT) == 3 + 7
-    assert analysed.visible == len(analysed.text) - 2
+    batch = Batch(["2023年，GDP增长5.2%\n见表 1。", ""])
+    assert batch.counts[0, CharacterClass.HAN] == 5
+    assert batch.counts[0, [CharacterClass.LATIN, CharacterClass.DIGIT]].tolist() == [3, 7]
+    assert batch.visible.tolist() == [len(batch.texts[0]) - 2, 0]
+    assert batch.letters.tolist() == [8, 0]
 
 
-@given(TEXTS)
-def test_lines_and_their_counts_add_up_to_the_text(text):
-    analysed = Analysed(text)
-    assert [text[:end].count("\n") for end in analysed.line_ends] == list(
-        range(len(analysed.lines))
-    )
-    assert analysed.line_counts.sum(axis=0).tolist() == analysed.counts
-    for line, counts in zip(analysed.lines, analysed.line_counts, strict=True):
-        own = Analysed(line).counts
-        own[CharacterClass.NEWLINE] = int(counts[CharacterClass.NEWLINE])
-        assert counts.tolist() == own
-    assert analysed.visible == sum(not character.isspace() for character in text)
+@given(st.lists(TEXTS, min_size=1, max_size=5))
+def test_lines_and_their_counts_add_up_to_the_texts(texts):
+    batch = Batch(texts)
+    lines = [line for text in texts for line in text.split("\n")]
+    spans = zip(batch.line_starts, batch.line_ends, strict=True)
+    assert [text_of(batch.codes[start:end]) for start, end in spans] == lines
+    for line, counts in zip(lines, batch.line_counts, strict=True):
+        assert counts.tolist() == Batch([line]).counts[0].tolist()
+    assert batch.of_lines(batch.line_counts).tolist() == batch.counts.tolist()
+    visible = [sum(not character.isspace() for character in text) for text in texts]
+    assert batch.visible.tolist() == visible
+
+
+@given(st.lists(st.text("abc\n", max_size=12), min_size=1, max_size=4))
+def test_no_word_begins_where_none_may(texts):
+    found = Beginnings(["ab", "abc", "c"]).count(Batch(texts)).tolist()
+    assert found == [text.count("ab") + text.count("c") for text in texts]
+
+
+def test_the_first_reason_counts():
+    batch = Batch(["a", "b", "c"])
+    one, two = np.array([False, True, False]), np.array([True, True, False])
+    assert first_reasons(batch, [("one", one), ("two", two)]) == ["two", "one", None]

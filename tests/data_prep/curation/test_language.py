@@ -1,6 +1,6 @@
 import pytest
 
-from data_prep.curation.code_points import Analysed
+from data_prep.curation.code_points import Batch
 from data_prep.curation.language import Language, LanguageRule
 from tests.data_prep.curation.texts import (
     CELLS_ZH,
@@ -35,30 +35,30 @@ MIXED = "公司采用 Transformer 架构训练大语言模型，并在 GPU 集�
     "text", [NEWS_ZH, SHORT_NEWS_ZH, REPORT_ZH, NOTE_ZH, CELLS_ZH, TRADITIONAL_ZH, MIXED]
 )
 def test_chinese(text):
-    verdict = LanguageRule().identify(Analysed(text))
+    verdict = LanguageRule().identify(Batch([text]))[0]
     assert verdict.language is Language.ZH
     assert 0.3 <= verdict.score <= 1
-    assert LanguageRule().reason(Analysed(text)) is None
+    assert LanguageRule().reason(Batch([text]))[0] is None
 
 
 @pytest.mark.parametrize("text", [NEWS_EN, REPORT_EN])
 def test_english(text):
-    verdict = LanguageRule().identify(Analysed(text))
+    verdict = LanguageRule().identify(Batch([text]))[0]
     assert verdict.language is Language.EN
     assert 0.5 <= verdict.score <= 1
-    assert LanguageRule().reason(Analysed(text)) is None
+    assert LanguageRule().reason(Batch([text]))[0] is None
 
 
 @pytest.mark.parametrize("text", [JAPANESE, KOREAN, GERMAN, FRENCH, RUSSIAN, "2023 100.00 %", ""])
 def test_anything_else_is_dropped(text):
-    verdict = LanguageRule().identify(Analysed(text))
+    verdict = LanguageRule().identify(Batch([text]))[0]
     assert verdict.language is Language.OTHER
     assert 0.5 <= verdict.score <= 1
-    assert LanguageRule().reason(Analysed(text)) == "other_language"
+    assert LanguageRule().reason(Batch([text]))[0] == "other_language"
 
 
 def test_thresholds_decide():
     few_words = LanguageRule(min_function_words=0.9)
-    assert few_words.identify(Analysed(NEWS_EN)).language is Language.OTHER
+    assert few_words.identify(Batch([NEWS_EN]))[0].language is Language.OTHER
     strict = LanguageRule(min_chinese=0.99)
-    assert strict.identify(Analysed(MIXED)).language is Language.OTHER
+    assert strict.identify(Batch([MIXED]))[0].language is Language.OTHER

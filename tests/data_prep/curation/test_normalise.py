@@ -2,6 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from data_prep.curation.code_points import Batch
 from data_prep.curation.edits import Edited
 from data_prep.curation.normalise import Normalise
 from tests.data_prep.curation.texts import NEWS_ZH, REPORT_ZH
@@ -63,3 +64,13 @@ def test_normalising_twice_changes_nothing(text, compose, half_width, collapse):
     again = rule.apply(once)
     assert again.text == once
     assert again.counts == {}
+
+
+@given(SPELLINGS, SPELLINGS)
+def test_a_text_that_may_not_change_does_not(text, other):
+    may_change = Normalise().may_change(Batch([other, text]))[1]
+    assert may_change or Normalise().apply(text) == Edited(text, {})
+
+
+def test_a_clean_text_may_not_change():
+    assert not Normalise().may_change(Batch([NEWS_ZH, REPORT_ZH])).any()

@@ -1,6 +1,6 @@
 import pytest
 
-from data_prep.curation.code_points import Analysed
+from data_prep.curation.code_points import Batch
 from data_prep.curation.quality_en import QualityEn
 from tests.data_prep.curation.texts import NEWS_EN, REPORT_EN
 
@@ -30,7 +30,7 @@ void start(void) {running = true; for (;;) {step();}} // to be called by the use
 
 
 def reason(text: str, rule: QualityEn | None = None) -> str | None:
-    return (rule or QualityEn()).reason(Analysed(text))
+    return (rule or QualityEn()).reason(Batch([text]))[0]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from data_prep.curation.code_points import Analysed
+from data_prep.curation.code_points import Batch
 from data_prep.curation.language import LanguageRule
 from data_prep.curation.quality_zh import QualityZh
 from data_prep.curation.repetition import RepetitionZh
@@ -32,7 +32,7 @@ POEM = """\
 
 
 def reason(text: str, rule: QualityZh | None = None) -> str | None:
-    return (rule or QualityZh()).reason(Analysed(text))
+    return (rule or QualityZh()).reason(Batch([text]))[0]
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_the_rules_of_a_language_are_a_list():
     rules = [LanguageRule(), ScriptPolicy(Policy.DROP), QualityZh(), RepetitionZh()]
 
     def verdicts(text: str) -> list[str | None]:
-        analysed = Analysed(text)
-        return [rule.reason(analysed) for rule in rules]
+        batch = Batch([text])
+        return [rule.reason(batch)[0] for rule in rules]
 
     assert verdicts(REPORT_ZH) == verdicts(NOTE_ZH) == verdicts(NEWS_ZH) == [None] * 4
     assert verdicts(GAMBLING_ZH) == [None, None, "spam_gambling", None]
@@ -110,3 +110,10 @@ def test_no_rule_grows_stricter_with_length():
     sentences = [line for text in (NEWS_ZH, REPORT_ZH, COURT_ZH) for line in text.split("\n")]
     for lines in (20, 200, 2000):
         assert reason("\n".join(generator.choices(sentences, k=lines))) is None
+
+
+def test_texts_are_judged_together_as_alone():
+    texts = [text for _, text in DROPPED] + [NEWS_ZH, "", REPORT_ZH, "\n", NOTE_ZH]
+    for rule in (QualityZh(), RepetitionZh(), ScriptPolicy(Policy.DROP), LanguageRule()):
+        assert rule.reason(Batch(texts)) == [rule.reason(Batch([text]))[0] for text in texts]
+        assert rule.reason(Batch([])) == []

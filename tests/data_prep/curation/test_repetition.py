@@ -1,16 +1,19 @@
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.curation.code_points import Analysed
+from data_prep.curation.code_points import Batch
 from data_prep.curation.repetition import (
     Repetition,
     RepetitionZh,
+    UInt64,
     ngrams,
     repeated_fraction,
+    repeated_places,
     unit_hashes,
 )
 from tests.data_prep.curation.texts import NEWS_EN, NEWS_ZH, NOTE_ZH, REPORT_EN, REPORT_ZH
@@ -20,11 +23,15 @@ PROSE_EN = NEWS_EN.split("\n")[1]
 
 
 def zh(text: str) -> str | None:
-    return RepetitionZh().reason(Analysed(text))
+    return RepetitionZh().reason(Batch([text]))[0]
+
+
+def units_of(text: str) -> UInt64:
+    return unit_hashes(Batch([text]))[0]
 
 
 def en(text: str) -> str | None:
-    return Repetition().reason(Analysed(text))
+    return Repetition().reason(Batch([text]))[0]
 
 
 def test_wanted_texts_stay():
@@ -46,7 +53,7 @@ def test_a_paragraph_again_and_again():
     """With its lines allowed to repeat, the paragraph is what counts."""
     rule = Repetition(max_duplicate_lines=1.0, max_duplicate_line_characters=1.0)
     text = "\n\n".join([NEWS_EN, REPORT_EN, NEWS_EN, NEWS_EN])
-    assert rule.reason(Analysed(text)) == "duplicate_paragraphs"
+    assert rule.reason(Batch([text]))[0] == "duplicate_paragraphs"
 
 
 def test_a_phrase_again_and_again():
@@ -69,20 +76,20 @@ def test_short_labels_of_a_table_are_not_counted_as_lines():
 
 def test_units_are_han_characters_and_runs_of_other_letters():
     def units(text: str) -> int:
-        return len(unit_hashes(Analysed(text)))
+        return len(units_of(text))
 
     assert units("中国石油") == 4
     assert units("GDP增长5.2%") == 5
     assert units("the bank's rate") == 4
     assert units(" ，。\n") == units("") == 0
-    first, second = unit_hashes(Analysed("增长 增长")).reshape(2, 2).tolist()
+    first, second = units_of("增长 增长").reshape(2, 2).tolist()
     assert first == second
-    assert len(set(unit_hashes(Analysed("ab ba a b aab")).tolist())) == 5
+    assert len(set(units_of("ab ba a b aab").tolist())) == 5
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 6))
 def test_repeated_fraction_is_what_counting_by_hand_gives(numbers, n):
-    units = unit_hashes(Analysed(" ".join(f"u{number}" for number in numbers)))
+    units = units_of(" ".join(f"u{number}" for number in numbers))
     seen: set[tuple[int, ...]] = set()
     covered = set()
     for start in range(len(numbers) - n + 1):
@@ -99,11 +106,22 @@ def test_repeated_fraction_is_what_counting_by_hand_gives(numbers, n):
 def test_the_shortcuts_change_no_verdict(numbers):
     text = " ".join(f"u{number}" for number in numbers)
     rule = Repetition(max_duplicate_lines=1.0, max_duplicate_line_characters=1.0)
-    units = unit_hashes(Analysed(text))
+    units = units_of(text)
     top = any(
         max(Counter(ngrams(units, n).tolist()).values()) * n > limit * len(units)
         for n, limit in rule.max_top
     )
     again = any(repeated_fraction(units, n) > limit for n, limit in rule.max_repeated)
     expected = "top_ngram" if top else "repeated_ngrams" if again else None
-    assert rule.reason(Analysed(text)) == expected
+    assert rule.reason(Batch([text]))[0] == expected
+
+
+@given(st.lists(st.integers(0, 30), max_size=200))
+def test_repeated_places_are_those_of_values_that_stood_before(numbers):
+    hashes = np.array(numbers, dtype=np.uint64)
+    expected = [place for place, number in enumerate(numbers) if number in numbers[:place]]
+    assert repeated_places(hashes).tolist() == expected
+
+
+def test_what_another_text_says_is_no_repeat():
+    assert RepetitionZh().reason(Batch([PROSE_ZH] * 3)) == [None] * 3

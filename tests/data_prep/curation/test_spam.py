@@ -1,6 +1,7 @@
 import pytest
 
-from data_prep.curation.spam import TRADES, WORDS, spam_reason
+from data_prep.curation.code_points import Batch
+from data_prep.curation.spam import TRADES, WORDS, spam_reasons
 from tests.data_prep.curation.texts import COURT_ZH, GAMBLING_ZH, NEWS_ZH
 
 ADULT = "本站提供成人视频在线观看，无码高清，激情视频每日更新，国产偷拍应有尽有。"
@@ -18,7 +19,7 @@ PROMOTION = "兼职刷单日赚三百，加微信免费领取教程，月入过�
     ],
 )
 def test_offers_of_a_trade(trade, text):
-    assert spam_reason(text, 0.01) == f"spam_{trade}"
+    assert spam_reasons(Batch([text]), 0.01)[0] == f"spam_{trade}"
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_offers_of_a_trade(trade, text):
     ],
 )
 def test_texts_that_stay(text):
-    assert spam_reason(text, 0.01) is None
+    assert spam_reasons(Batch([text]), 0.01)[0] is None
 
 
 def test_ordinary_words_that_hold_the_characters_of_an_offer():
