@@ -29,12 +29,12 @@ DATA = [
     "zstandard>=0.23",
     "pyarrow>=18",
     "Jinja2>=3.1",
+    "xxhash>=3.5",
 ]
 CURATION = [
     "datatrove>=0.10.1,<0.11",
     "loguru>=0.7",  # datatrove's logger, which a stage on one machine silences
     "rensa>=0.5,<0.6",
-    "xxhash>=3.5",
     "opencc-python-reimplemented>=0.1.7,<0.2",
 ]
 # What datatrove reads WARC archives and HTML pages with; python-magic needs the system's libmagic.

@@ -24,8 +24,12 @@ from megatron_soaes.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
-TYPE_CODES = {"<i4": 4, "<f4": 7, "<u2": 8}
+TYPE_CODES = {
+    "|u1": 1, "|i1": 2, "<i2": 3, "<i4": 4, "<i8": 5, "<f8": 6, "<f4": 7, "<u2": 8,
+}  # fmt: skip
 COPY_BYTES = 2**30
+ROWS = 2**20
+"""Rows of an index that are in memory at a time."""
 
 TokenLengths = npt.NDArray[np.int32]
 
@@ -95,14 +99,14 @@ def _copy(source: int, target: int, count: int) -> int:
 
 
 @dataclass(frozen=True)
-class IndexedDataset:
-    """A dataset on the disk, memory-mapped.
+class Index:
+    """An `.idx`, memory-mapped.
 
-    `tokens` is the `.bin`, [total tokens]; `lengths` int32 [N] and `offsets` int64 [N] (in bytes)
-    describe its N sequences; `document_index` int64 [documents + 1].
+    `lengths` int32 [N] and `offsets` int64 [N] (in bytes) describe its N sequences;
+    `document_index` is int64 [documents + 1].
     """
 
-    tokens: npt.NDArray[Any]
+    dtype: np.dtype[Any]
     lengths: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     document_index: npt.NDArray[np.int64]
@@ -110,6 +114,23 @@ class IndexedDataset:
     def __len__(self) -> int:
         """The number of documents."""
         return len(self.document_index) - 1
+
+    @property
+    def bytes(self) -> int:
+        """The size of the `.bin` that belongs to it."""
+        return int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
+
+    def document_at(self, byte: int) -> int:
+        """The document that a byte of the `.bin` belongs to."""
+        sequence = int(np.searchsorted(self.offsets, byte, side="right")) - 1
+        return int(np.searchsorted(self.document_index, sequence, side="right")) - 1
+
+
+@dataclass(frozen=True)
+class IndexedDataset(Index):
+    """A dataset on the disk, memory-mapped: an index and `tokens`, the `.bin`, [total tokens]."""
+
+    tokens: npt.NDArray[Any]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return (self[number] for number in range(len(self)))
@@ -125,53 +146,64 @@ class IndexedDataset:
         return self.tokens[start : start + int(self.lengths[first:last].sum())]
 
 
-@dataclass(frozen=True)
-class Index:
-    """An `.idx`, memory-mapped: `IndexedDataset` without the tokens."""
-
-    dtype: np.dtype[Any]
-    lengths: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
-    document_index: npt.NDArray[np.int64]
-
-    @property
-    def bytes(self) -> int:
-        """The size of the `.bin` that belongs to it."""
-        return int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
-
-    def document_at(self, byte: int) -> int:
-        """The document that a byte of the `.bin` belongs to."""
-        sequence = int(np.searchsorted(self.offsets, byte, side="right")) - 1
-        return int(np.searchsorted(self.document_index, sequence, side="right")) - 1
-
-
 def read_index(path: Path) -> Index:
     """Map an `.idx` and check it by itself. Raises `UserError` for what is none or contradicts
     itself."""
     if path.stat().st_size < HEADER.size:
         raise _broken(path, "no complete header", f"{HEADER.size} bytes or more")
-    index = np.memmap(path, dtype=np.uint8, mode="r")
-    magic, version, code, sequences, boundaries = HEADER.unpack(index[: HEADER.size].tobytes())
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    magic, version, code, sequences, boundaries = HEADER.unpack(data[: HEADER.size].tobytes())
     types = {number: name for name, number in TYPE_CODES.items()}
     if magic != MAGIC or version != 1 or code not in types:
         found = f"magic {magic!r}, version {version}, type code {code}"
-        raise _broken(path, found, "an index of int32, uint16 or float32 values")
+        expected = f"{MAGIC!r}, 1 and a type code of Megatron-Core, 1 to {max(types)}"
+        raise _broken(path, found, expected)
     size = HEADER.size + 12 * sequences + 8 * boundaries
-    if len(index) != size:
-        raise _broken(path, f"{len(index)} bytes", f"{size} by its header")
+    if len(data) == size + sequences != size:
+        raise UserError(
+            path, "a mode for each sequence (a multimodal dataset)", "an index of text alone",
+            "Use Megatron's own tools: the modes would be lost.",
+        )  # fmt: skip
+    if len(data) != size:
+        raise _broken(path, f"{len(data)} bytes", f"{size} by its header")
     edges = np.cumsum([HEADER.size, 4 * sequences, 8 * sequences, 8 * boundaries])
     lengths, offsets, document_index = (
-        index[start:stop].view(kind)
+        data[start:stop].view(kind)
         for start, stop, kind in zip(edges, edges[1:], ("<i4", "<i8", "<i8"), strict=False)
     )
-    dtype = np.dtype(types[code])
-    sizes = lengths.astype(np.int64) * dtype.itemsize
-    if not np.array_equal(offsets, np.cumsum(sizes) - sizes):
-        raise _broken(path, "offsets that do not follow the lengths", "consecutive sequences")
-    ends = document_index[[0, -1]].tolist() if boundaries else []
-    if ends != [0, sequences] or (np.diff(document_index) < 0).any():
+    index = Index(np.dtype(types[code]), lengths, offsets, document_index)
+    _check_sequences(path, index)
+    _check_documents(path, index)
+    return index
+
+
+def in_rows(array: npt.NDArray[Any], overlap: int = 0) -> Iterator[npt.NDArray[Any]]:
+    """`ROWS` of an array at a time; each piece also has the first `overlap` rows of the next."""
+    return (array[start : start + ROWS + overlap] for start in range(0, len(array), ROWS))
+
+
+def _check_sequences(path: Path, index: Index) -> None:
+    end = number = 0
+    for lengths, offsets in zip(in_rows(index.lengths), in_rows(index.offsets), strict=True):
+        sizes = lengths.astype(np.int64) * index.dtype.itemsize
+        ends = end + np.cumsum(sizes)
+        wrong = np.flatnonzero((sizes < 0) | (offsets != ends - sizes))
+        if len(wrong):
+            at = int(wrong[0])
+            raise _broken(
+                path,
+                f"length {lengths[at]} and offset {offsets[at]} for sequence {number + at}",
+                f"a length of 0 or more, and offset {ends[at] - sizes[at]} after the one before",
+            )
+        end, number = int(ends[-1]), number + len(lengths)
+
+
+def _check_documents(path: Path, index: Index) -> None:
+    boundaries, sequences = index.document_index, len(index.lengths)
+    ends = boundaries[[0, -1]].tolist() if len(boundaries) else []
+    falling = any((np.diff(piece) < 0).any() for piece in in_rows(boundaries, overlap=1))
+    if ends != [0, sequences] or falling:
         raise _broken(path, "a document index out of order", f"0 rising to {sequences}")
-    return Index(dtype, lengths, offsets, document_index)
 
 
 def open_indexed(prefix: Path) -> IndexedDataset:
@@ -195,7 +227,7 @@ def open_indexed(prefix: Path) -> IndexedDataset:
             found += f", {missing} short: it ends inside document {document}"
         raise _broken(tokens_path, found, f"{index.bytes}, by {index_path.name}")
     tokens = np.memmap(tokens_path, index.dtype, "r") if size else np.empty(0, index.dtype)
-    return IndexedDataset(tokens, index.lengths, index.offsets, index.document_index)
+    return IndexedDataset(**vars(index), tokens=tokens)
 
 
 def _broken(path: Path, found: str, expected: str) -> UserError:

@@ -58,14 +58,20 @@ class Inspection:
     def document(self, number: int, tokenizer: Path | None = None) -> str:
         """The text of a document, special tokens written out.
 
-        Raises UserError for a number that is none, and without a tokenizer or with another than
-        the manifest names.
+        Raises UserError for a number that is none, for values that are no token ids, and without a
+        tokenizer or with another than the manifest names.
         """
         if not 0 <= number < len(self.dataset):
             last = len(self.dataset) - 1
             raise UserError("--doc", str(number), f"0 to {last}", "Choose one of these.")
-        tokens = self.dataset[number].tolist()
-        return str(self._tokenizer(tokenizer).decode(tokens, skip_special_tokens=False))
+        tokens = self.dataset[number]
+        if self.dataset.dtype.kind == "f" or (tokens < 0).any():
+            raise UserError(
+                self.prefix, f"{self.dataset.dtype.name} values that are no token ids",
+                "whole numbers of 0 or more, to write them as text",
+                "Loss weights (NAME_weights) have their tokens in NAME.",
+            )  # fmt: skip
+        return str(self._tokenizer(tokenizer).decode(tokens.tolist(), skip_special_tokens=False))
 
     def verify(self) -> str:
         """Compare both files with their checksums; raises UserError for a difference."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.datasets.checksums import HashedStream, described
+from data_prep.datasets.checksums import HashedStream, Piece, described
 from data_prep.datasets.manifest import DatasetManifest, manifest_of
 from data_prep.datasets.writing import new_datasets, write_index, write_manifest
-from data_prep.indexed import concatenate, open_indexed, read_index
+from data_prep.indexed import Index, concatenate, open_indexed
 from megatron_soaes.errors import UserError
 
 
@@ -27,34 +27,31 @@ def merge(prefixes: Sequence[Path], output: Path) -> MergeSummary:
 
     Tokens are copied by the kernel and not read again; their checksums come from the manifests, and
     where one has none the merged manifest has none for the tokens. Raises UserError for datasets of
-    different token types or tokenizers, for one named twice, and when `output` exists.
+    different token types or tokenizers, for one named twice or of another size than its
+    manifest says, and when `output` exists.
     """
     _require_each_once(prefixes)
     datasets = [open_indexed(prefix) for prefix in prefixes]
-    indexes = [read_index(Path(f"{prefix}.idx")) for prefix in prefixes]
     manifests = [manifest_of(prefix) for prefix in prefixes]
-    for prefix, index in zip(prefixes, indexes, strict=True):
-        if index.dtype != indexes[0].dtype:
-            raise UserError(
-                prefix, f"tokens of type {index.dtype.name}",
-                f"{indexes[0].dtype.name}, as in {prefixes[0]}", "Merge datasets of one type.",
-            )  # fmt: skip
+    _require_one_type(prefixes, datasets)
     tokenizer = _one_tokenizer(prefixes, manifests)
+    pieces = _pieces(prefixes, datasets, manifests)
     with new_datasets([output]) as folder:
         with (folder / f"{output.name}.bin").open("wb") as stream:
             concatenate(stream, (Path(f"{prefix}.bin") for prefix in prefixes))
         with (folder / f"{output.name}.idx").open("wb") as stream:
             hashed = HashedStream(stream)
-            write_index(hashed, indexes)
+            write_index(hashed, datasets)
         files = {f"{output.name}.idx": described([hashed.piece])}
-        pieces = [manifest.pieces("bin") for manifest in manifests]
-        if None not in pieces:
-            known = [piece for of_one in pieces for piece in of_one or []]
-            files[f"{output.name}.bin"] = described(known)
+        if pieces is not None:
+            files[f"{output.name}.bin"] = described(pieces)
         lineage = [
-            {"prefix": str(prefix), "files": manifest.files, "documents": len(dataset)}
+            {
+                "prefix": str(prefix), "files": manifest.files, "documents": len(dataset),
+                "tokenizer": manifest.tokenizer,
+            }
             for prefix, manifest, dataset in zip(prefixes, manifests, datasets, strict=True)
-        ]
+        ]  # fmt: skip
         documents = sum(map(len, datasets))
         tokens = sum(len(dataset.tokens) for dataset in datasets)
         counts = {"documents": documents, "tokens": tokens}
@@ -74,6 +71,35 @@ def _require_each_once(prefixes: Sequence[Path]) -> None:
                 "Name it once; a recipe's blend may weigh it more.",
             )  # fmt: skip
         seen.add(prefix.resolve())
+
+
+def _require_one_type(prefixes: Sequence[Path], datasets: Sequence[Index]) -> None:
+    for prefix, dataset in zip(prefixes, datasets, strict=True):
+        if dataset.dtype != datasets[0].dtype:
+            raise UserError(
+                prefix, f"tokens of type {dataset.dtype.name}",
+                f"{datasets[0].dtype.name}, as in {prefixes[0]}", "Merge datasets of one type.",
+            )  # fmt: skip
+
+
+def _pieces(
+    prefixes: Sequence[Path], datasets: Sequence[Index], manifests: Sequence[DatasetManifest]
+) -> list[Piece] | None:
+    """The checksums of all tokens in a row; None where a manifest has none."""
+    row: list[Piece] = []
+    unknown = False
+    for prefix, dataset, manifest in zip(prefixes, datasets, manifests, strict=True):
+        pieces = manifest.pieces("bin")
+        if pieces is None:
+            unknown = True
+        elif (size := sum(size for size, _ in pieces)) != dataset.bytes:
+            raise UserError(
+                f"{prefix}.bin", f"{dataset.bytes} bytes", f"{size}, by {manifest.path}",
+                "Remove the manifest if it is of an earlier dataset of this name.",
+            )  # fmt: skip
+        else:
+            row += pieces
+    return None if unknown else row
 
 
 def _one_tokenizer(

@@ -109,13 +109,13 @@ def _write_tokens(
     }
 
 
-def _index_of(dataset: IndexedDataset, chosen: npt.NDArray[np.bool_]) -> Index:
+def _index_of(dataset: Index, chosen: npt.NDArray[np.bool_]) -> Index:
     """The index of a dataset of the chosen documents alone."""
     counts = np.diff(dataset.document_index)
     lengths = dataset.lengths[np.repeat(chosen, counts)]
-    sizes = lengths.astype(np.int64) * dataset.tokens.itemsize
+    sizes = lengths.astype(np.int64) * dataset.dtype.itemsize
     boundaries = np.concatenate([[0], np.cumsum(counts[chosen])]).astype(np.int64)
-    return Index(dataset.tokens.dtype, lengths, np.cumsum(sizes) - sizes, boundaries)
+    return Index(dataset.dtype, lengths, np.cumsum(sizes) - sizes, boundaries)
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:

@@ -14,12 +14,9 @@ import numpy as np
 
 from data_prep.datasets.checksums import HashedStream
 from data_prep.datasets.manifest import SUFFIX
-from data_prep.indexed import HEADER, MAGIC, TYPE_CODES, Index
+from data_prep.indexed import HEADER, MAGIC, TYPE_CODES, Index, in_rows
 from megatron_soaes.errors import UserError
 from megatron_soaes.files import fsync_directory, write_json
-
-ROWS = 2**20
-"""Sequences or documents of an index that are in memory at a time."""
 
 
 def require_free(prefix: Path) -> None:
@@ -54,23 +51,23 @@ def new_datasets(prefixes: Sequence[Path]) -> Iterator[Path]:
         fsync_directory(parent)
 
 
-def write_index(stream: HashedStream, indexes: list[Index]) -> None:
+def write_index(stream: HashedStream, indexes: Sequence[Index]) -> None:
     """Write the `.idx` of datasets laid one after the other; memory does not grow with them."""
     sequences = sum(len(index.lengths) for index in indexes)
-    boundaries = sum(len(index.document_index) - 1 for index in indexes) + 1
+    boundaries = sum(map(len, indexes)) + 1
     dtype = indexes[0].dtype
     stream.write(HEADER.pack(MAGIC, 1, TYPE_CODES[dtype.str], sequences, boundaries))
     for index in indexes:
-        for rows in _rows(index.lengths):
+        for rows in in_rows(index.lengths):
             stream.write(np.ascontiguousarray(rows, dtype="<i4"))
     first = 0
     for index in indexes:
-        for rows in _rows(index.offsets):
+        for rows in in_rows(index.offsets):
             stream.write((rows + first).astype("<i8"))
         first += index.bytes
     first = 0
     for index in indexes:
-        for rows in _rows(index.document_index[:-1]):
+        for rows in in_rows(index.document_index[:-1]):
             stream.write((rows + first).astype("<i8"))
         first += len(index.lengths)
     stream.write(struct.pack("<q", first))
@@ -79,7 +76,3 @@ def write_index(stream: HashedStream, indexes: list[Index]) -> None:
 def write_manifest(folder: Path, name: str, content: dict[str, Any]) -> None:
     """Write the manifest of a dataset."""
     write_json(folder / f"{name}{SUFFIX}", content)
-
-
-def _rows(array: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
-    return (array[start : start + ROWS] for start in range(0, len(array), ROWS))

@@ -167,7 +167,9 @@ def dataset(corpus: Callable[..., Path], tmp_path: Path, model: Path) -> Path:
         (".idx", lambda data: data[:-1], "by its header"),
         (".idx", lambda data: data[:10], "complete header"),
         (".idx", lambda data: b"X" + data[1:], "magic"),
-        (".idx", lambda data: data[:42] + b"\x01" + data[43:], "offsets"),
+        (".idx", lambda data: data[:17] + b"\x09" + data[18:], "type code 9; expected"),
+        (".idx", lambda data: data[:37] + b"\xff" + data[38:], "for sequence 0"),
+        (".idx", lambda data: data[:42] + b"\x01" + data[43:], "offset 1 for sequence 0"),
         (".idx", lambda data: data[:-24] + b"\x02" + data[-23:], "document index"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from data_prep import encoders
 from data_prep.convert import ConvertOptions, ConvertSummary, convert
 from data_prep.encoders import FastokensEncoder, HuggingFaceEncoder, Ids, Lengths, find_difference
 from data_prep.indexed import open_indexed
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import TokenizerInfo, load_tokenizer
 from megatron_soaes.errors import UserError
 
 TEXTS = ["the quick brown fox", "中央企业", "the lazy dog <|im_end|>"]
@@ -70,6 +71,53 @@ def test_begin_of_text_can_be_left_out(
     summary = run(tokenizer_model=model, include_special_tokens=False)
     documents = [tokens.tolist() for tokens in open_indexed(summary.datasets["text"])]
     assert documents == [tokenizer.encode(text).ids for text in TEXTS]
+
+
+@pytest.mark.parametrize("llama", [False, True], ids=["qwen", "llama"])
+@pytest.mark.parametrize("backend", ["fastokens", "tokenizers"])
+def test_special_tokens_in_a_text_are_ids_or_plain_text(
+    *,
+    tokenizer: Tokenizer,
+    make_model: Callable[..., Path],
+    corpus: Callable[..., Path],
+    run: Convert,
+    tmp_path: Path,
+    backend: str,
+    llama: bool,
+) -> None:
+    model = make_model(with_begin_of_text(tokenizer) if llama else tokenizer)
+    text = "a<|endoftext|>b<|im_start|>"
+    corpus([text])
+    begin = [tokenizer.token_to_id("<|im_start|>")] * llama
+    for plain in (False, True):
+        summary = run(
+            tokenizer_model=model,
+            backend=backend,
+            plain_special_tokens=plain,
+            output_prefix=tmp_path / f"plain-{plain}",
+        )
+        (ids,) = (tokens.tolist() for tokens in open_indexed(summary.datasets["text"]))
+        # What the tokenizer itself puts before a text stays a token either way.
+        assert ids[: len(begin)] == begin
+        special = {0, 1, 2} & set(ids[len(begin) :])
+        assert special == (set() if plain else {0, 1})
+        assert tokenizer.decode(ids[len(begin) :], skip_special_tokens=False) == text
+        recorded = json.loads(summary.manifest.read_text("utf-8"))["run"]["tokenizer"]
+        assert recorded["plain_special_tokens"] is plain
+
+
+def test_a_fast_encoder_that_makes_special_tokens_of_plain_text_is_not_used(
+    run: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = FastokensEncoder.__init__
+
+    def forget(self: FastokensEncoder, info: TokenizerInfo) -> None:
+        honest(self, replace(info, plain_special_tokens=False))
+
+    monkeypatch.setattr(FastokensEncoder, "__init__", forget)
+    summary = run(plain_special_tokens=True)
+    assert summary.backend == "tokenizers"
+    assert "<|endoftext|>" in summary.backend_reason
 
 
 def test_model_may_be_a_tokenizer_file(run: Convert, model: Path, tmp_path: Path) -> None:

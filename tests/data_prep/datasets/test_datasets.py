@@ -109,6 +109,27 @@ def test_a_dataset_of_another_tool_is_read_too(tmp_path: Path, model: Path) -> N
     assert run("inspect", tmp_path / "other", "--doc", "1", "--tokenizer", model)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32, np.float64])
+def test_every_type_of_megatron_is_read(tmp_path: Path, model: Path, dtype: type) -> None:
+    builder = IndexedDatasetBuilder(str(tmp_path / "other.bin"), dtype=dtype)
+    builder.add_document([5, 6, 7], [2, 1])
+    builder.finalize(str(tmp_path / "other.idx"))
+    output = run("inspect", tmp_path / "other")
+    assert f"2 sequences, 3 tokens, {np.dtype(dtype).name}" in output
+    assert documents(tmp_path / "other") == [[5, 6, 7]]
+    if np.dtype(dtype).kind == "f":
+        with pytest.raises(UserError, match="values that are no token ids"):
+            run("inspect", tmp_path / "other", "--doc", "0", "--tokenizer", model)
+
+
+def test_a_multimodal_dataset_is_refused(tmp_path: Path) -> None:
+    builder = IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=np.int32, multimodal=True)
+    builder.add_document([1, 2], [1, 1], [0, 1])
+    builder.finalize(str(tmp_path / "m.idx"))
+    with pytest.raises(UserError, match="a multimodal dataset"):
+        run("inspect", tmp_path / "m")
+
+
 def test_merged_datasets_are_those_of_the_merged_corpus(converted: Convert, tmp_path: Path) -> None:
     parts = [converted(TEXTS[:2], "a"), converted(TEXTS[2:3], "b"), converted(TEXTS[3:], "c")]
     run("merge", *parts, "--output-prefix", tmp_path / "all")
@@ -141,7 +162,7 @@ def test_merging_concatenates_documents_of_any_sequences(
 
 
 def test_datasets_that_do_not_belong_together_are_not_merged(
-    converted: Convert, tmp_path: Path, make_model: Callable[..., Path], tokenizer: object
+    converted: Convert, tmp_path: Path
 ) -> None:
     one = converted(TEXTS, "one")
     with pytest.raises(UserError, match="a second time"):
@@ -153,7 +174,30 @@ def test_datasets_that_do_not_belong_together_are_not_merged(
     manifest.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match="with the other's tokenizer"):
         merge([one, other], tmp_path / "all")
+    builder = IndexedDatasetBuilder(str(tmp_path / "wide.bin"), dtype=np.int32)
+    builder.add_document([1], [1])
+    builder.finalize(str(tmp_path / "wide.idx"))
+    with pytest.raises(UserError, match="found tokens of type int32; expected uint16"):
+        merge([other, tmp_path / "wide"], tmp_path / "all")
     assert not list(tmp_path.glob("*all*"))
+
+
+def test_a_dataset_without_checksums_can_be_merged(converted: Convert, tmp_path: Path) -> None:
+    one, two = converted(TEXTS, "one"), converted(TEXTS, "two")
+    (tmp_path / "two.manifest.json").unlink()
+    merge([one, two], tmp_path / "all")
+    assert documents(tmp_path / "all") == documents(one) + documents(two)
+    assert run("inspect", tmp_path / "all", "--verify").endswith("no checksum of .bin is known\n")
+
+
+def test_a_manifest_of_an_earlier_dataset_is_not_believed(
+    converted: Convert, tmp_path: Path
+) -> None:
+    one, two = converted(TEXTS, "one"), converted(TEXTS[:3], "two")
+    for suffix in (".bin", ".idx"):
+        Path(f"{two}{suffix}").replace(f"{one}{suffix}")
+    with pytest.raises(UserError, match=r"by .*one\.manifest\.json"):
+        merge([one], tmp_path / "all")
 
 
 def test_split_parts_hold_all_documents_and_equal_ones_together(
@@ -184,6 +228,32 @@ def test_a_documents_part_depends_on_nothing_but_itself(
         assert part == part_of(tokens.copy(), edges, seed)
         # A larger first part keeps what it had.
         assert part_of(tokens, wider, seed) <= part
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), max_size=12), st.integers(0, 9)
+)
+def test_every_document_is_whole_in_one_part_in_order(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[int]], seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("split")
+    builder = IndexedDatasetBuilder(str(folder / "in.bin"), dtype=np.int32)
+    for tokens in rows:
+        builder.add_document(tokens, [1] * len(tokens))
+    builder.finalize(str(folder / "in.idx"))
+    edges = np.array([0.5, 1.0])
+    parts = [part_of(np.array(tokens, dtype="<i4"), edges, seed) for tokens in rows]
+    if set(parts) != {0, 1}:
+        with pytest.raises(UserError, match=f"no document of {len(rows)}"):
+            split(folder / "in", {"a": 0.5, "b": 0.5}, folder / "out", seed)
+        return
+    made = split(folder / "in", {"a": 0.5, "b": 0.5}, folder / "out", seed)
+    for part, prefix in enumerate(made.prefixes.values()):
+        mine = [tokens for tokens, of in zip(rows, parts, strict=True) if of == part]
+        dataset = open_indexed(prefix)
+        assert [tokens.tolist() for tokens in dataset] == mine
+        assert len(dataset.lengths) == sum(map(len, mine))
 
 
 def test_a_split_is_stable_when_the_corpus_grows(converted: Convert, tmp_path: Path) -> None:
@@ -217,19 +287,3 @@ def test_nothing_is_overwritten(converted: Convert, tmp_path: Path) -> None:
     one, two = converted(TEXTS, "one"), converted(TEXTS[:1], "two")
     with pytest.raises(UserError, match=r"two_text_document\.bin: found an existing file"):
         merge([one], two)
-
-
-@pytest.mark.parametrize("backend", ["fastokens", "tokenizers"])
-def test_special_tokens_in_a_text_are_ids_or_plain_text(
-    corpus: Callable[..., Path], tmp_path: Path, model: Path, backend: str
-) -> None:
-    path = corpus(["a<|endoftext|>b"])
-    lengths = {}
-    for plain in (False, True):
-        options = ConvertOptions(
-            (str(path),), tmp_path / f"{plain}", model, plain_special_tokens=plain, backend=backend
-        )  # type: ignore[arg-type]
-        dataset = open_indexed(convert(options, log=lambda line: None).datasets["text"])
-        lengths[plain] = len(dataset.tokens)
-        assert (0 in dataset.tokens) is not plain
-    assert lengths[True] > lengths[False] == 3
