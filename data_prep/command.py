@@ -70,13 +70,24 @@ def run_command(convert: Callable[[], SummaryT], describe: Callable[[SummaryT], 
 
 @contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
-    """Inside the block SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    previous = signal.signal(signal.SIGTERM, _stop)
+    """Inside the block SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
+
+    What fails while the block then ends is part of the stop: a process group got the signal as a
+    whole, and datatrove still talks to its manager process, which is gone.
+    """
+    came = False
+
+    def stop(signal_number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _stop(signal_number: int, frame: object) -> None:
-    raise KeyboardInterrupt

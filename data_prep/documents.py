@@ -58,7 +58,7 @@ def parse_json_line(line: bytes, keys: tuple[str, ...]) -> list[str] | None:
     A line is read as Python's `json` reads it: the last of two equal keys wins, NaN is allowed.
     Raises `BadDocumentError`.
     """
-    record = parse_json_object(line)
+    record, is_strict = _parse_object(line)
     if record is None:
         return None
     texts: list[str] = []
@@ -66,7 +66,7 @@ def parse_json_line(line: bytes, keys: tuple[str, ...]) -> list[str] | None:
         text = record.get(key)
         if type(text) is not str:
             raise _no_text(record, key, line)
-        if b"\\u" in line:
+        if not is_strict:
             check_surrogates(text, f"at '{key}'", line)
         texts.append(text)
     return texts
@@ -77,15 +77,21 @@ def parse_json_object(line: bytes) -> dict[str, object] | None:
 
     Its strings may hold halves of surrogate pairs. Raises `BadDocumentError`.
     """
+    return _parse_object(line)[0]
+
+
+def _parse_object(line: bytes) -> tuple[dict[str, object] | None, bool]:
+    """See `parse_json_object`; and whether orjson read it, which refuses half a surrogate pair."""
+    is_strict = True
     try:
         record: object = orjson.loads(line)
     except orjson.JSONDecodeError:
         if not line.strip(b" \t\r\n"):
-            return None
-        record = _loads_as_python(line)
+            return None, is_strict
+        record, is_strict = _loads_as_python(line), False
     if not isinstance(record, dict):
         raise BadDocumentError(Reason.NOT_AN_OBJECT, f"a JSON {json_type(record)}", line)
-    return record
+    return record, is_strict
 
 
 def check_surrogates(text: str, place: str, raw: bytes) -> None:
