@@ -24,7 +24,7 @@ from data_prep.curation.pipeline.blocks import (
 from data_prep.curation.pipeline.outcome import WriteOutcome
 from data_prep.curation.pipeline.plan import Plan
 from data_prep.curation.pipeline.reading import Keys, ReadPart
-from data_prep.curation.pipeline.recipe import CurationRecipe
+from data_prep.curation.pipeline.recipe import CurationRecipe, Scoring
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def plan_stages(plan: Plan) -> list[Stage]:
         stages.append(Stage("candidates", [steps.Propose(plan, near)], 1))
         stages.append(Stage("gather", [read, steps.Gather(plan)], parts))
         stages.append(Stage("near-copies", [steps.Decide(plan, near)], 1))
-    stages.append(Stage("scored", _scored(plan), parts))
+    if recipe.scores:
+        stages.append(Stage("scored", _scored(plan, recipe.scores), parts))
     stages.append(Stage("documents", _documents(plan), parts))
     if recipe.tokenize:
         tokenize = steps.TokenizeCorpus(plan, recipe.tokenize)
@@ -120,18 +121,26 @@ def _unique(plan: Plan) -> list[PipelineStep]:
     return pipeline
 
 
-def _scored(plan: Plan) -> list[PipelineStep]:
+def _left(plan: Plan) -> list[PipelineStep]:
+    """What no deduplication takes."""
     pipeline: list[PipelineStep] = [steps.ReadShard(partial(plan.shard, "unique"))]
     if plan.recipe.near_copies:
         decisions, account = steps.near_copies_of(plan), plan.accounts / "near-copies"
         pipeline.append(DropDecided(decisions, "near_copy", account))
-    if plan.recipe.scores:
-        pipeline.append(Score(plan.recipe.scores, plan.accounts / "scores"))
-    return [*pipeline, steps.WriteShard(partial(plan.shard, "scored"))]
+    return pipeline
+
+
+def _scored(plan: Plan, scoring: Scoring) -> list[PipelineStep]:
+    """Kept apart from what is chosen, so that another choice needs no more than the scores."""
+    score = Score(scoring, plan.accounts / "scores")
+    return [*_left(plan), score, steps.WriteShard(partial(plan.shard, "scored"))]
 
 
 def _documents(plan: Plan) -> list[PipelineStep]:
-    pipeline: list[PipelineStep] = [steps.ReadShard(partial(plan.shard, "scored"))]
+    if plan.recipe.scores:
+        pipeline: list[PipelineStep] = [steps.ReadShard(partial(plan.shard, "scored"))]
+    else:
+        pipeline = _left(plan)
     if plan.recipe.keep is not None:
         pipeline.append(Select(plan.recipe.keep, plan.accounts / "selection"))
     as_rows = plan.recipe.write == "parquet"

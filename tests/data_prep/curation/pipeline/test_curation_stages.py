@@ -50,7 +50,7 @@ def test_the_example_is_a_recipe() -> None:
 
 def test_every_stage_waits_for_all_tasks_of_the_one_before(tmp_path: Path) -> None:
     stages = plan_stages(plan(tmp_path))
-    names = ["clean", "copies", "unique", "candidates", "gather", "near-copies", "scored"]
+    names = ["clean", "copies", "unique", "candidates", "gather", "near-copies"]
     assert [stage.name for stage in stages] == [*names, "documents", "outcome"]
     for before, stage in pairwise(stages):
         gate = stage.steps[0]
@@ -61,7 +61,7 @@ def test_every_stage_waits_for_all_tasks_of_the_one_before(tmp_path: Path) -> No
 def test_what_the_recipe_switches_off_is_no_stage(tmp_path: Path) -> None:
     made = plan(tmp_path, "exact_copies: null\nnear_copies: null\n")
     stages = [stage.name for stage in plan_stages(made)]
-    assert stages == ["clean", "unique", "scored", "documents", "outcome"]
+    assert stages == ["clean", "unique", "documents", "outcome"]
     run_stages(made, "local", 1)
     assert len(list((tmp_path / "out/documents").iterdir())) == 3
 
