@@ -65,6 +65,7 @@ Overrides = Annotated[
 def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
+    *,
     single_stage: Annotated[
         bool,
         typer.Option(
@@ -73,12 +74,28 @@ def run(
             "order of the stages is worth.",
         ),
     ] = False,
+    first: Annotated[
+        str | None,
+        typer.Option("--from", help="Begin with this stage; those before it must be done."),
+    ] = None,
+    last: Annotated[str | None, typer.Option("--to", help="End with this stage.")] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Start this stage anew though it is done or begun; what there is of it is kept "
+            "aside. May be repeated."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and why; touch nothing.")
+    ] = False,
 ) -> None:
     """Run every stage of a recipe that is not done yet, on this machine."""
     from rich.console import Console
 
     from megatron_soaes.accelerator.launch import end_at_once_on_stop_signals
     from megatron_soaes.pipeline.run import run as run_recipe
+    from megatron_soaes.pipeline.selection import Selection
     from megatron_soaes.pipeline.summary import print_summary
     from megatron_soaes.recipe.ablation import with_single_stage
     from megatron_soaes.recipe.load import load_recipe
@@ -87,8 +104,9 @@ def run(
     loaded = load_recipe(recipe, overrides or [])
     if single_stage:
         loaded = with_single_stage(loaded)
-    code = run_recipe(loaded)
-    if code == ExitCode.OK:
+    selection = Selection(first, last, tuple(force or ()))
+    code = run_recipe(loaded, selection, dry_run=dry_run)
+    if code == ExitCode.OK and not dry_run:
         print_summary(loaded, Console(highlight=False))
     raise typer.Exit(code)
 

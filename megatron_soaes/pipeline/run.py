@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from megatron_soaes import files
 from megatron_soaes.accelerator.launch import launch
 from megatron_soaes.accelerator.machine import Machine, read_machine
 from megatron_soaes.errors import ExitCode, UserError
+from megatron_soaes.pipeline.decision import BEGUN_FILE, Action, Decision, decide
 from megatron_soaes.pipeline.hashing import HashCache, files_below, tree_hash
 from megatron_soaes.pipeline.manifest import (
     Manifest,
@@ -24,8 +25,8 @@ from megatron_soaes.pipeline.manifest import (
     code_identity,
     describe_device,
     read_manifest,
-    why_stale,
 )
+from megatron_soaes.pipeline.selection import ALL_STAGES, Selection
 from megatron_soaes.recipe.check import check
 from megatron_soaes.recipe.check_node import check_node, substitutions
 from megatron_soaes.recipe.gates import Gate
@@ -36,17 +37,18 @@ from megatron_soaes.stages.registry import stages_of
 from megatron_soaes.stages.worker import RESULT_FILE
 
 RESOLVED_FILE = "recipe.resolved.json"
-BEGUN_FILE = "begun.json"
-"""Hashes of the inputs an unfinished stage was begun with."""
 
 
-def run(recipe: Recipe) -> int:
-    """Run every stage that is not done; returns an `ExitCode`.
+def run(recipe: Recipe, selection: Selection = ALL_STAGES, *, dry_run: bool = False) -> int:
+    """Run every stage that is asked for and not done; returns an `ExitCode`.
 
-    Raises RecipeErrors before anything starts when the recipe breaks a rule or this node cannot run
-    it, and UserError for inputs that are missing or changed under an unfinished stage.
+    With `dry_run` it only prints what it would do, and why. Raises RecipeErrors before anything
+    starts when the recipe breaks a rule or this node cannot run it, and UserError for inputs that
+    are missing or changed under an unfinished stage, and for a selection that cannot be.
     """
     check(recipe)
+    stages = stages_of(recipe)
+    parts = selection.parts(list(stages))
     machine = read_machine()
     problems = check_node(recipe, machine)
     if problems:
@@ -54,9 +56,15 @@ def run(recipe: Recipe) -> int:
     console = Console(highlight=False)
     for substitution in substitutions(recipe, machine):
         console.print(f"  here: {substitution}", markup=False, soft_wrap=True)
+    runner = Runner(recipe, machine, console)
+    before = [stage.plan() for name, stage in stages.items() if parts[name] == "before"]
+    asked = [stage.plan() for name, stage in stages.items() if parts[name] == "asked"]
+    if dry_run:
+        runner.tell(before, asked, selection.forced)
+        return ExitCode.OK
     recipe.workdir.mkdir(parents=True, exist_ok=True)
     with _only_run_in(recipe.workdir):
-        return Runner(recipe, machine, console).run()
+        return runner.run(before, asked, selection.forced)
 
 
 class Runner:
@@ -70,33 +78,76 @@ class Runner:
         self.outputs: dict[Path, str] = {}
         """Hash of every output of the stages walked so far, by its path."""
 
-    def run(self) -> int:
-        """Walk all stages in order; stops at the first that does not finish."""
+    def run(self, before: Sequence[Plan], asked: Sequence[Plan], forced: Collection[str]) -> int:
+        """Walk the stages in order; stops at the first that does not finish.
+
+        Those `before` must be done; raises UserError for one that is not.
+        """
         resolved = self.recipe.workdir / RESOLVED_FILE
         files.write_text(resolved, self.recipe.model_dump_json(indent=2) + "\n")
-        for name, stage in stages_of(self.recipe).items():
-            code = self._one(stage.plan(), resolved)
+        self._take_up(before)
+        for plan in asked:
+            code = self._one(plan, resolved, plan.name in forced)
             if code != ExitCode.OK:
-                self._say(f"{name}: ended with exit code {code} ({_meaning(code)})")
+                self._say(f"{plan.name}: ended with exit code {code} ({_meaning(code)})")
                 return code
         self._say(f"done: all results are in {self.recipe.workdir}")
         return ExitCode.OK
 
-    def _one(self, plan: Plan, resolved: Path) -> int:
-        input_hashes = {name: self._input_hash(plan, name) for name in plan.inputs}
-        manifest = read_manifest(plan.directory)
-        if manifest is not None:
-            stale = why_stale(manifest, plan, input_hashes)
-            if stale is None:
-                self._say(f"{plan.name}: unchanged, skipped")
-                self._finish(plan, manifest)
+    def tell(self, before: Sequence[Plan], asked: Sequence[Plan], forced: Collection[str]) -> None:
+        """Say what `run` would do, and why, without doing it."""
+        self._take_up(before)
+        makers: dict[Path, str] = {}
+        for plan in asked:
+            made = sorted({makers[path] for path in plan.inputs.values() if path in makers})
+            if made:
+                self._say(f"{plan.name}: would run with what comes of {', '.join(made)}")
+            else:
+                decision = decide(plan, self._input_hashes(plan), forced=plan.name in forced)
+                self._say(f"{plan.name}: {_would(decision)}")
+                if decision.action is Action.SKIP:
+                    self._pass(plan)
+                    continue
+            makers |= dict.fromkeys(plan.outputs.values(), plan.name)
+
+    def _take_up(self, before: Sequence[Plan]) -> None:
+        """Remember the results of stages that are not to run. Raises UserError if one must."""
+        for plan in before:
+            decision = decide(plan, self._input_hashes(plan))
+            if decision.action is not Action.SKIP:
+                why = decision.why or "it is not finished"
+                raise UserError(
+                    f"--from: stage {plan.name}, which comes before", why, "it done and unchanged",
+                    f"Begin with it: --from {plan.name}.",
+                )  # fmt: skip
+            self._pass(plan)
+
+    def _one(self, plan: Plan, resolved: Path, forced: bool) -> int:
+        input_hashes = self._input_hashes(plan)
+        decision = decide(plan, input_hashes, forced=forced)
+        match decision.action:
+            case Action.SKIP:
+                self._say(f"{plan.name}: {decision}")
+                self._pass(plan)
+                self.hashes.save()
                 return ExitCode.OK
-            self._say(f"{plan.name}: runs again ({stale}); {_set_aside(plan.directory)}")
-        elif self._begun(plan, input_hashes):
-            self._say(f"{plan.name}: goes on")
-        else:
-            self._say(f"{plan.name}: runs")
+            case Action.RUN_AGAIN:
+                self._say(f"{plan.name}: {decision}; {_set_aside(plan.directory)}")
+            case Action.RUN:
+                self._say(f"{plan.name}: {decision}")
+                # What an interrupted run left is of no use to one that starts anew.
+                shutil.rmtree(plan.directory, ignore_errors=True)
+            case Action.GO_ON:
+                self._say(f"{plan.name}: {decision}")
         return self._launch(plan, input_hashes, resolved)
+
+    def _pass(self, plan: Plan) -> None:
+        manifest = read_manifest(plan.directory)
+        assert manifest is not None
+        self._finish(plan, manifest)
+
+    def _input_hashes(self, plan: Plan) -> dict[str, str]:
+        return {name: self._input_hash(plan, name) for name in plan.inputs}
 
     def _launch(self, plan: Plan, input_hashes: Mapping[str, str], resolved: Path) -> int:
         files.write_json(plan.directory / BEGUN_FILE, dict(input_hashes))
@@ -112,13 +163,13 @@ class Runner:
         manifest = self._manifest(plan, input_hashes, started)
         manifest.write(plan.directory)
         self._finish(plan, manifest)
+        self.hashes.save()
         return ExitCode.OK
 
     def _finish(self, plan: Plan, manifest: Manifest) -> None:
         """Remember the outputs for the stages to come, and hold the stage to its gates."""
         for output in manifest.outputs.values():
             self.outputs[Path(output.path)] = output.hash
-        self.hashes.save()
         metrics = flat_metrics(manifest.metrics)
         for text in self._gates(plan.name):
             gate = Gate.parse(text)
@@ -143,24 +194,6 @@ class Runner:
                 "Correct the path in the recipe.",
             )  # fmt: skip
         return self.hashes.of(path)
-
-    def _begun(self, plan: Plan, input_hashes: Mapping[str, str]) -> bool:
-        """Whether an unfinished run can be gone on with; what is of no use is removed."""
-        begun = plan.directory / BEGUN_FILE
-        if not begun.exists() or not plan.resumable:
-            shutil.rmtree(plan.directory, ignore_errors=True)
-            return False
-        before = json.loads(begun.read_text(encoding="utf-8"))
-        changed = sorted(
-            name for name in {*before, *input_hashes} if before.get(name) != input_hashes.get(name)
-        )
-        if changed:
-            raise UserError(
-                f"stage {plan.name}", f"other inputs than it was begun with ({', '.join(changed)})",
-                "the same inputs until it is finished",
-                f"Restore them, or remove {plan.directory} to start the stage anew.",
-            )  # fmt: skip
-        return True
 
     def _manifest(self, plan: Plan, input_hashes: Mapping[str, str], started: datetime) -> Manifest:
         result = plan.directory / RESULT_FILE
@@ -205,6 +238,17 @@ def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, floa
         elif isinstance(value, int | float):
             flat[f"{prefix}{name}"] = float(value)
     return flat
+
+
+def _would(decision: Decision) -> str:
+    """A decision as a dry run tells it."""
+    words = {
+        Action.SKIP: "unchanged, would be skipped",
+        Action.GO_ON: "would go on",
+        Action.RUN: "would run",
+        Action.RUN_AGAIN: f"would run again ({decision.why})",
+    }
+    return words[decision.action]
 
 
 def _set_aside(directory: Path) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from megatron_soaes.errors import ExitCode, UserError
+from megatron_soaes.pipeline.decision import BEGUN_FILE
 from megatron_soaes.pipeline.hashing import HashCache
 from megatron_soaes.pipeline.manifest import read_manifest
-from megatron_soaes.pipeline.run import BEGUN_FILE, flat_metrics, run
+from megatron_soaes.pipeline.run import flat_metrics, run
 from megatron_soaes.recipe.load import load_recipe
 from tests.checkpoint.tiny import make_model
 from tests.data_prep.conftest import train_tokenizer

@@ -1,0 +1,68 @@
+"""What is to be done about a stage, and why. Decided without touching anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from megatron_soaes.errors import UserError
+from megatron_soaes.pipeline.manifest import read_manifest, why_stale
+from megatron_soaes.stages.base import Plan
+
+BEGUN_FILE = "begun.json"
+"""Hashes of the inputs an unfinished stage was begun with."""
+
+
+class Action(StrEnum):
+    """What a run does about a stage."""
+
+    SKIP = "unchanged, skipped"
+    GO_ON = "goes on"
+    RUN = "runs"
+    RUN_AGAIN = "runs again"
+    """What there is of it is set aside first."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An action and the reason for it, which may be empty."""
+
+    action: Action
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.action} ({self.why})" if self.why else str(self.action)
+
+
+def decide(plan: Plan, input_hashes: Mapping[str, str], *, forced: bool = False) -> Decision:
+    """What is to be done about a stage whose inputs are `input_hashes`.
+
+    Raises UserError for inputs that changed under an unfinished stage, and a damaged manifest.
+    """
+    if forced and plan.directory.exists():
+        return Decision(Action.RUN_AGAIN, "forced")
+    manifest = read_manifest(plan.directory)
+    if manifest is not None:
+        stale = why_stale(manifest, plan, input_hashes)
+        return Decision(Action.SKIP) if stale is None else Decision(Action.RUN_AGAIN, stale)
+    return Decision(Action.GO_ON if _begun(plan, input_hashes) else Action.RUN)
+
+
+def _begun(plan: Plan, input_hashes: Mapping[str, str]) -> bool:
+    """Whether an unfinished run can be gone on with."""
+    begun = plan.directory / BEGUN_FILE
+    if not begun.exists() or not plan.resumable:
+        return False
+    before = json.loads(begun.read_text(encoding="utf-8"))
+    changed = sorted(
+        name for name in {*before, *input_hashes} if before.get(name) != input_hashes.get(name)
+    )
+    if changed:
+        raise UserError(
+            f"stage {plan.name}", f"other inputs than it was begun with ({', '.join(changed)})",
+            "the same inputs until it is finished",
+            f"Restore them, or start the stage anew: --force {plan.name}.",
+        )  # fmt: skip
+    return True

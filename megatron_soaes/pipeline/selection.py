@@ -1,0 +1,61 @@
+"""Which stages of a recipe a run is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_soaes.errors import UserError
+from megatron_soaes.recipe.problems import did_you_mean
+
+Part = Literal["before", "asked", "behind"]
+"""Where a stage stands: before the first that is asked for, among them, or behind the last."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A range of the stages in their order, and those of it that run though they are done."""
+
+    first: str | None = None
+    """None: from the beginning. The stages before it must be done."""
+    last: str | None = None
+    """None: to the end."""
+    forced: tuple[str, ...] = ()
+    """They start anew, whatever there is of them."""
+
+    def parts(self, names: Sequence[str]) -> dict[str, Part]:
+        """Where each of a run's stages stands.
+
+        Raises UserError for a stage that the run has not, an empty range, and a forced stage
+        outside of the range.
+        """
+        for option, name in [
+            ("--from", self.first),
+            ("--to", self.last),
+            *(("--force", name) for name in self.forced),
+        ]:
+            if name is not None and name not in names:
+                raise UserError(
+                    option, repr(name), "a stage of this recipe", did_you_mean(name, names)
+                )
+        start = 0 if self.first is None else names.index(self.first)
+        stop = len(names) if self.last is None else names.index(self.last) + 1
+        if names and start >= stop:
+            raise UserError(
+                f"--to {self.last}", f"it before {self.first}, where --from begins",
+                "the last stage not before the first", f"The order is {', '.join(names)}.",
+            )  # fmt: skip
+        for name in self.forced:
+            if not start <= names.index(name) < stop:
+                raise UserError(
+                    f"--force {name}", "it outside of --from and --to", "a stage that is asked for",
+                    "Widen the range, or leave the option out.",
+                )  # fmt: skip
+        return {
+            name: "before" if place < start else "asked" if place < stop else "behind"
+            for place, name in enumerate(names)
+        }
+
+
+ALL_STAGES = Selection()
