@@ -112,6 +112,29 @@ def run(
 
 
 @app.command()
+def status(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
+) -> None:
+    """Show how far every stage of a recipe is; starts nothing."""
+    import json
+
+    from rich.console import Console
+
+    from megatron_soaes.pipeline import status as reader
+    from megatron_soaes.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    stages = reader.read_status(loaded)
+    if as_json:
+        typer.echo(json.dumps(reader.as_json(stages), indent=2))
+        return
+    Console(highlight=False).print(reader.status_table(loaded, stages))
+
+
+@app.command()
 def doctor() -> None:
     """Show what is installed and active here, and what each missing piece would give."""
     from rich.console import Console

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ class Manifest:
     processes: int
     started: str
     finished: str
+
+    @property
+    def seconds(self) -> float:
+        """How long the stage took; of one that went on, the last part of it."""
+        started, finished = map(datetime.fromisoformat, (self.started, self.finished))
+        return (finished - started).total_seconds()
 
     def write(self, directory: Path) -> None:
         """Write it atomically; the last act of a stage."""

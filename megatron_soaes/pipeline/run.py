@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +15,9 @@ from megatron_soaes.accelerator.launch import launch
 from megatron_soaes.accelerator.machine import Machine, read_machine
 from megatron_soaes.errors import ExitCode, UserError
 from megatron_soaes.pipeline.decision import BEGUN_FILE, Action, Decision, decide
-from megatron_soaes.pipeline.hashing import HashCache, files_below, tree_hash
+from megatron_soaes.pipeline.gates import hold_to_gates
+from megatron_soaes.pipeline.hashing import files_below, tree_hash
+from megatron_soaes.pipeline.lock import only_run_in
 from megatron_soaes.pipeline.manifest import (
     Manifest,
     Output,
@@ -26,10 +25,10 @@ from megatron_soaes.pipeline.manifest import (
     describe_device,
     read_manifest,
 )
+from megatron_soaes.pipeline.results import Results
 from megatron_soaes.pipeline.selection import ALL_STAGES, Selection
 from megatron_soaes.recipe.check import check
 from megatron_soaes.recipe.check_node import check_node, substitutions
-from megatron_soaes.recipe.gates import Gate
 from megatron_soaes.recipe.problems import RecipeErrors
 from megatron_soaes.recipe.schema import Recipe
 from megatron_soaes.stages.base import Plan
@@ -63,7 +62,7 @@ def run(recipe: Recipe, selection: Selection = ALL_STAGES, *, dry_run: bool = Fa
         runner.tell(before, asked, selection.forced)
         return ExitCode.OK
     recipe.workdir.mkdir(parents=True, exist_ok=True)
-    with _only_run_in(recipe.workdir):
+    with only_run_in(recipe.workdir):
         return runner.run(before, asked, selection.forced)
 
 
@@ -74,9 +73,7 @@ class Runner:
         self.recipe = recipe
         self.machine = machine
         self.console = console
-        self.hashes = HashCache(recipe.workdir / "hashes.json")
-        self.outputs: dict[Path, str] = {}
-        """Hash of every output of the stages walked so far, by its path."""
+        self.results = Results(recipe.workdir)
 
     def run(self, before: Sequence[Plan], asked: Sequence[Plan], forced: Collection[str]) -> int:
         """Walk the stages in order; stops at the first that does not finish.
@@ -103,7 +100,7 @@ class Runner:
             if made:
                 self._say(f"{plan.name}: would run with what comes of {', '.join(made)}")
             else:
-                decision = decide(plan, self._input_hashes(plan), forced=plan.name in forced)
+                decision = decide(plan, self.results.input_hashes(plan), forced=plan.name in forced)
                 self._say(f"{plan.name}: {_would(decision)}")
                 if decision.action is Action.SKIP:
                     self._pass(plan)
@@ -113,7 +110,7 @@ class Runner:
     def _take_up(self, before: Sequence[Plan]) -> None:
         """Remember the results of stages that are not to run. Raises UserError if one must."""
         for plan in before:
-            decision = decide(plan, self._input_hashes(plan))
+            decision = decide(plan, self.results.input_hashes(plan))
             if decision.action is not Action.SKIP:
                 why = decision.why or "it is not finished"
                 raise UserError(
@@ -123,13 +120,13 @@ class Runner:
             self._pass(plan)
 
     def _one(self, plan: Plan, resolved: Path, forced: bool) -> int:
-        input_hashes = self._input_hashes(plan)
+        input_hashes = self.results.input_hashes(plan)
         decision = decide(plan, input_hashes, forced=forced)
         match decision.action:
             case Action.SKIP:
                 self._say(f"{plan.name}: {decision}")
                 self._pass(plan)
-                self.hashes.save()
+                self.results.hashes.save()
                 return ExitCode.OK
             case Action.RUN_AGAIN:
                 self._say(f"{plan.name}: {decision}; {_set_aside(plan.directory)}")
@@ -146,9 +143,6 @@ class Runner:
         assert manifest is not None
         self._finish(plan, manifest)
 
-    def _input_hashes(self, plan: Plan) -> dict[str, str]:
-        return {name: self._input_hash(plan, name) for name in plan.inputs}
-
     def _launch(self, plan: Plan, input_hashes: Mapping[str, str], resolved: Path) -> int:
         files.write_json(plan.directory / BEGUN_FILE, dict(input_hashes))
         started = datetime.now(UTC)
@@ -163,37 +157,13 @@ class Runner:
         manifest = self._manifest(plan, input_hashes, started)
         manifest.write(plan.directory)
         self._finish(plan, manifest)
-        self.hashes.save()
+        self.results.hashes.save()
         return ExitCode.OK
 
     def _finish(self, plan: Plan, manifest: Manifest) -> None:
         """Remember the outputs for the stages to come, and hold the stage to its gates."""
-        for output in manifest.outputs.values():
-            self.outputs[Path(output.path)] = output.hash
-        metrics = flat_metrics(manifest.metrics)
-        for text in self._gates(plan.name):
-            gate = Gate.parse(text)
-            if not gate.holds(metrics):
-                raise UserError(
-                    f"stage {plan.name}, gate '{gate}'",
-                    f"{gate.metric} = {metrics[gate.metric]:.6g}",
-                    f"{gate.operator} {gate.bound:g}",
-                    f"The run stops here; its results are in {plan.directory}.",
-                )
-
-    def _gates(self, name: str) -> list[str]:
-        return [gate for stage in self.recipe.stages if stage.name == name for gate in stage.gates]
-
-    def _input_hash(self, plan: Plan, name: str) -> str:
-        path = plan.inputs[name]
-        if path in self.outputs:
-            return self.outputs[path]
-        if not path.exists():
-            raise UserError(
-                f"stage {plan.name}, input {name}", f"nothing at {path}", "a file or folder",
-                "Correct the path in the recipe.",
-            )  # fmt: skip
-        return self.hashes.of(path)
+        self.results.take(manifest)
+        hold_to_gates(self.recipe, manifest, plan.directory)
 
     def _manifest(self, plan: Plan, input_hashes: Mapping[str, str], started: datetime) -> Manifest:
         result = plan.directory / RESULT_FILE
@@ -217,27 +187,16 @@ class Runner:
 
     def _output(self, path: Path) -> Output:
         if path.is_file():
-            return Output(str(path), self.hashes.of(path), {"": path.stat().st_size})
+            return Output(str(path), self.results.hashes.of(path), {"": path.stat().st_size})
         below = {str(file.relative_to(path)): file for file in files_below(path)}
         return Output(
             str(path),
-            tree_hash({name: self.hashes.of(file) for name, file in below.items()}),
+            tree_hash({name: self.results.hashes.of(file) for name, file in below.items()}),
             {name: file.stat().st_size for name, file in below.items()},
         )
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
-
-
-def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested metrics under dotted names, numbers only: what gates speak about."""
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat |= flat_metrics(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            flat[f"{prefix}{name}"] = float(value)
-    return flat
 
 
 def _would(decision: Decision) -> str:
@@ -265,17 +224,3 @@ def _meaning(code: int) -> str:
         return "stopped, its state is saved: the same command goes on"
     known = {member.value: member.name.lower().replace("_", " ") for member in ExitCode}
     return known.get(code, f"killed by signal {code - 128}" if code > 128 else "unknown")
-
-
-@contextmanager
-def _only_run_in(workdir: Path) -> Iterator[None]:
-    """Refuse a second run over the same folder; the lock goes with the process that holds it."""
-    with (workdir / ".lock").open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                workdir, "another run at work in it", "one run at a time",
-                "Wait for it, or give this one another workdir.",
-            ) from None  # fmt: skip
-        yield

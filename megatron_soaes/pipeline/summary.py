@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def print_summary(recipe: Recipe, console: Console) -> None:
     for manifest in manifests:
         places = {_place(output.path, recipe.workdir) for output in manifest.outputs.values()}
         where = "\n".join(sorted(places)) or f"{manifest.stage}/manifest.json"
-        table.add_row(manifest.stage, str(manifest.processes), f"{_seconds(manifest):.0f}", where)
+        table.add_row(manifest.stage, str(manifest.processes), f"{manifest.seconds:.0f}", where)
     console.print(table)
     for manifest in manifests:
         if manifest.kind == "evaluate":
@@ -144,8 +143,3 @@ def _place(path: str, workdir: Path) -> str:
     """A result below the run's folder, the two files of a dataset as one."""
     relative = str(Path(path).relative_to(workdir))
     return relative.removesuffix(".bin").removesuffix(".idx")
-
-
-def _seconds(manifest: Manifest) -> float:
-    started, finished = map(datetime.fromisoformat, (manifest.started, manifest.finished))
-    return (finished - started).total_seconds()

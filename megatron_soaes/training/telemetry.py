@@ -13,11 +13,10 @@ import torch
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from megatron_soaes import files
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.checkpoint.saver import SaveReport
+from megatron_soaes.training.records import METRICS_FILE, keep_records_until
 
-METRICS_FILE = "metrics.jsonl"
 GIB = 2**30
 
 
@@ -113,25 +112,6 @@ class Telemetry:
 def _held_out(figures: Mapping[str, Any]) -> str:
     accepted = f" (acceptance {figures['alpha']:.1%})" if "alpha" in figures else ""
     return f"{figures['loss']:.4f}{accepted}"
-
-
-def keep_records_until(metrics: Path, step: int) -> None:
-    """Drop the records of steps that a resumed run will do again, and a line cut by a crash."""
-    if not metrics.exists():
-        return
-    kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    files.write_text(metrics, "".join(kept))
-
-
-def read_records(metrics: Path) -> list[dict[str, Any]]:
-    """All records of a metrics.jsonl."""
-    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
 def measured_matmul_rate(dtype: torch.dtype) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_soaes.training.telemetry import METRICS_FILE, read_records
+from megatron_soaes.training.records import METRICS_FILE, read_records
 from tests.checkpoint.lives import EVERY, LAYOUTS, POINTS, STEPS
 from tests.checkpoint.tensors import newest_tensors
 

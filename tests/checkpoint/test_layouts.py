@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron_soaes.checkpoint.directory import iteration_directory, latest_iteration
-from megatron_soaes.training.telemetry import METRICS_FILE, read_records
+from megatron_soaes.training.records import METRICS_FILE, read_records
 from tests.checkpoint.layouts import EVERY, LAYOUTS, SAVED, STEPS
 from tests.checkpoint.tensors import tensors_in
 

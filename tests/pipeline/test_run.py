@@ -10,9 +10,10 @@ import pytest
 
 from megatron_soaes.errors import ExitCode, UserError
 from megatron_soaes.pipeline.decision import BEGUN_FILE
+from megatron_soaes.pipeline.gates import flat_metrics
 from megatron_soaes.pipeline.hashing import HashCache
 from megatron_soaes.pipeline.manifest import read_manifest
-from megatron_soaes.pipeline.run import flat_metrics, run
+from megatron_soaes.pipeline.run import run
 from megatron_soaes.recipe.load import load_recipe
 from tests.checkpoint.tiny import make_model
 from tests.data_prep.conftest import train_tokenizer

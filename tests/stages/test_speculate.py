@@ -14,7 +14,7 @@ from data_prep.rehearsal.tokenizer import save_tokenizer, train_tokenizer
 from megatron_soaes.accelerator.groups import Rendezvous, process_group
 from megatron_soaes.decoding.measure import logits_digests
 from megatron_soaes.errors import UserError
-from megatron_soaes.pipeline.run import flat_metrics
+from megatron_soaes.pipeline.gates import flat_metrics
 from megatron_soaes.recipe.gates import Gate
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.schema import SpeculateStage as SpeculateSettings

@@ -18,7 +18,7 @@ from megatron_soaes.data.sample import Sample
 from megatron_soaes.errors import UserError
 from megatron_soaes.losses.acceptance import expected_tokens_by_position
 from megatron_soaes.training.job import TrainingJob
-from megatron_soaes.training.telemetry import METRICS_FILE, read_records
+from megatron_soaes.training.records import METRICS_FILE, read_records
 from tests.training import meddling
 from tests.training.distilling import WINDOW, make_captured_job, make_online_job, make_store
 from tests.training.material import BATCH, VOCABULARY, make_sft_job

@@ -14,7 +14,7 @@ import transformers
 from megatron_soaes.data.sample import MicroBatch
 from megatron_soaes.training import objective
 from megatron_soaes.training.job import TrainingJob
-from megatron_soaes.training.telemetry import METRICS_FILE, read_records
+from megatron_soaes.training.records import METRICS_FILE, read_records
 from tests.training import meddling
 from tests.training.material import BATCH, EOD, PADDED, VOCABULARY, make_job
 from tests.training.watched import Seen, differences, run

@@ -14,7 +14,7 @@ from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.checkpoint.trainer_state import TrainerState
 from megatron_soaes.errors import UserError
 from megatron_soaes.training.job import TrainingJob
-from megatron_soaes.training.telemetry import METRICS_FILE, read_records
+from megatron_soaes.training.records import METRICS_FILE, read_records
 from megatron_soaes.training.trainer import Trainer, train
 from tests.training.material import make_job, make_sft_job
 

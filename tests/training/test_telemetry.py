@@ -8,12 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_soaes.training.telemetry import (
-    METRICS_FILE,
-    Telemetry,
-    keep_records_until,
-    read_records,
-)
+from megatron_soaes.training.records import METRICS_FILE, keep_records_until, read_records
+from megatron_soaes.training.telemetry import Telemetry
 
 RECORD: dict[str, Any] = {
     "loss": 2.0,

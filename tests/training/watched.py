@@ -23,8 +23,8 @@ from megatron_soaes.checkpoint.trainer_state import TrainerState
 from megatron_soaes.errors import NonFiniteError
 from megatron_soaes.training.engine import Engine
 from megatron_soaes.training.job import TrainingJob
+from megatron_soaes.training.records import METRICS_FILE, read_records
 from megatron_soaes.training.step import StepResult
-from megatron_soaes.training.telemetry import METRICS_FILE, read_records
 from megatron_soaes.training.trainer import Trainer
 
 Meddler = Callable[["WatchedTrainer", int], None]
