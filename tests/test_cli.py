@@ -84,7 +84,7 @@ def test_the_recipe_in_the_readme_is_sound(tmp_path: Path, monkeypatch: pytest.M
     assert block is not None
     recipe = tmp_path / "my.yaml"
     recipe.write_text(block[1], encoding="utf-8")
-    qwen = REPOSITORY / "tests/recipe/qwen2.5-7b.json"
+    qwen = REPOSITORY / "examples/shapes/qwen2.5-7b-instruct.json"
     shapes = check(load_recipe(recipe, [f"models.target.config={qwen}", "cpt.lr=2e-5"]))
     assert shapes["target"].parameters == 7_615_616_512
 
