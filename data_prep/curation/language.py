@@ -38,6 +38,11 @@ class Verdict:
     language: Language
     score: float
 
+    @property
+    def reason(self) -> str | None:
+        """Why a text of this language goes, or None for Chinese and English."""
+        return "other_language" if self.language is Language.OTHER else None
+
 
 @dataclass(frozen=True)
 class LanguageRule:
@@ -64,10 +69,7 @@ class LanguageRule:
 
     def reason(self, batch: Batch) -> list[str | None]:
         """Of each text `other_language`, or None for Chinese and English."""
-        return [
-            "other_language" if verdict.language is Language.OTHER else None
-            for verdict in self.identify(batch)
-        ]
+        return [verdict.reason for verdict in self.identify(batch)]
 
     def _verdict(self, text: str, han: int, foreign: int, latin: int, other: int) -> Verdict:
         letters = han + foreign + latin + other

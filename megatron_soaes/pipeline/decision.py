@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from megatron_soaes.errors import UserError
-from megatron_soaes.pipeline.manifest import read_manifest, why_stale
+from megatron_soaes.pipeline.manifest import Manifest, differing, read_manifest, why_stale
 from megatron_soaes.stages.base import Plan
 
 BEGUN_FILE = "begun.json"
@@ -31,6 +31,8 @@ class Decision:
 
     action: Action
     why: str = ""
+    manifest: Manifest | None = None
+    """Of a stage that is done."""
 
     def __str__(self) -> str:
         return f"{self.action} ({self.why})" if self.why else str(self.action)
@@ -43,11 +45,17 @@ def decide(plan: Plan, input_hashes: Mapping[str, str], *, forced: bool = False)
     """
     if forced and plan.directory.exists():
         return Decision(Action.RUN_AGAIN, "forced")
-    manifest = read_manifest(plan.directory)
-    if manifest is not None:
-        stale = why_stale(manifest, plan, input_hashes)
-        return Decision(Action.SKIP) if stale is None else Decision(Action.RUN_AGAIN, stale)
-    return Decision(Action.GO_ON if _begun(plan, input_hashes) else Action.RUN)
+    return judge(plan, read_manifest(plan.directory), input_hashes)
+
+
+def judge(plan: Plan, manifest: Manifest | None, input_hashes: Mapping[str, str]) -> Decision:
+    """The same for one that is not forced, with its manifest if it has one."""
+    if manifest is None:
+        return Decision(Action.GO_ON if _begun(plan, input_hashes) else Action.RUN)
+    stale = why_stale(manifest, plan, input_hashes)
+    if stale is None:
+        return Decision(Action.SKIP, manifest=manifest)
+    return Decision(Action.RUN_AGAIN, stale, manifest)
 
 
 def _begun(plan: Plan, input_hashes: Mapping[str, str]) -> bool:
@@ -56,10 +64,7 @@ def _begun(plan: Plan, input_hashes: Mapping[str, str]) -> bool:
     if not begun.exists() or not plan.resumable:
         return False
     before = json.loads(begun.read_text(encoding="utf-8"))
-    changed = sorted(
-        name for name in {*before, *input_hashes} if before.get(name) != input_hashes.get(name)
-    )
-    if changed:
+    if changed := differing(before, input_hashes):
         raise UserError(
             f"stage {plan.name}", f"other inputs than it was begun with ({', '.join(changed)})",
             "the same inputs until it is finished",

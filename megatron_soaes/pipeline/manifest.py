@@ -84,18 +84,10 @@ def read_manifest(directory: Path) -> Manifest | None:
 def why_stale(manifest: Manifest, plan: Plan, input_hashes: Mapping[str, str]) -> str | None:
     """Why a finished stage must run again, in a few words; None when it need not."""
     config = json.loads(json.dumps(dict(plan.config)))
-    changed = sorted(
-        name
-        for name in {*config, *manifest.config}
-        if config.get(name) != manifest.config.get(name)
-    )
-    if changed:
+    if changed := differing(manifest.config, config):
         return "changed settings: " + ", ".join(changed)
     before = {name: record["hash"] for name, record in manifest.inputs.items()}
-    changed = sorted(
-        name for name in {*input_hashes, *before} if input_hashes.get(name) != before.get(name)
-    )
-    if changed:
+    if changed := differing(before, input_hashes):
         return "changed inputs: " + ", ".join(changed)
     for output in manifest.outputs.values():
         for name, size in output.files.items():
@@ -103,6 +95,11 @@ def why_stale(manifest: Manifest, plan: Plan, input_hashes: Mapping[str, str]) -
             if not file.is_file() or file.stat().st_size != size:
                 return f"missing or altered output: {file}"
     return None
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names, in order, whose values differ or that only one of both has."""
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
 @cache

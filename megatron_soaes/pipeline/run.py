@@ -23,7 +23,6 @@ from megatron_soaes.pipeline.manifest import (
     Output,
     code_identity,
     describe_device,
-    read_manifest,
 )
 from megatron_soaes.pipeline.results import Results
 from megatron_soaes.pipeline.selection import ALL_STAGES, Selection
@@ -47,7 +46,7 @@ def run(recipe: Recipe, selection: Selection = ALL_STAGES, *, dry_run: bool = Fa
     """
     check(recipe)
     stages = stages_of(recipe)
-    parts = selection.parts(list(stages))
+    before, asked = selection.split(list(stages))
     machine = read_machine()
     problems = check_node(recipe, machine)
     if problems:
@@ -56,14 +55,13 @@ def run(recipe: Recipe, selection: Selection = ALL_STAGES, *, dry_run: bool = Fa
     for substitution in substitutions(recipe, machine):
         console.print(f"  here: {substitution}", markup=False, soft_wrap=True)
     runner = Runner(recipe, machine, console)
-    before = [stage.plan() for name, stage in stages.items() if parts[name] == "before"]
-    asked = [stage.plan() for name, stage in stages.items() if parts[name] == "asked"]
+    done, wanted = ([stages[name].plan() for name in names] for names in (before, asked))
     if dry_run:
-        runner.tell(before, asked, selection.forced)
+        runner.tell(done, wanted, selection.forced)
         return ExitCode.OK
     recipe.workdir.mkdir(parents=True, exist_ok=True)
     with only_run_in(recipe.workdir):
-        return runner.run(before, asked, selection.forced)
+        return runner.run(done, wanted, selection.forced)
 
 
 class Runner:
@@ -103,7 +101,7 @@ class Runner:
                 decision = decide(plan, self.results.input_hashes(plan), forced=plan.name in forced)
                 self._say(f"{plan.name}: {_would(decision)}")
                 if decision.action is Action.SKIP:
-                    self._pass(plan)
+                    self._pass(plan, decision)
                     continue
             makers |= dict.fromkeys(plan.outputs.values(), plan.name)
 
@@ -117,31 +115,27 @@ class Runner:
                     f"--from: stage {plan.name}, which comes before", why, "it done and unchanged",
                     f"Begin with it: --from {plan.name}.",
                 )  # fmt: skip
-            self._pass(plan)
+            self._pass(plan, decision)
 
     def _one(self, plan: Plan, resolved: Path, forced: bool) -> int:
         input_hashes = self.results.input_hashes(plan)
         decision = decide(plan, input_hashes, forced=forced)
-        match decision.action:
-            case Action.SKIP:
-                self._say(f"{plan.name}: {decision}")
-                self._pass(plan)
-                self.results.hashes.save()
-                return ExitCode.OK
-            case Action.RUN_AGAIN:
-                self._say(f"{plan.name}: {decision}; {_set_aside(plan.directory)}")
-            case Action.RUN:
-                self._say(f"{plan.name}: {decision}")
-                # What an interrupted run left is of no use to one that starts anew.
-                shutil.rmtree(plan.directory, ignore_errors=True)
-            case Action.GO_ON:
-                self._say(f"{plan.name}: {decision}")
+        again = decision.action is Action.RUN_AGAIN
+        aside = f"; {_set_aside(plan.directory)}" if again else ""
+        self._say(f"{plan.name}: {decision}{aside}")
+        if decision.action is Action.SKIP:
+            self._pass(plan, decision)
+            self.results.hashes.save()
+            return ExitCode.OK
+        if decision.action is Action.RUN:
+            # What an interrupted run left is of no use to one that starts anew.
+            shutil.rmtree(plan.directory, ignore_errors=True)
         return self._launch(plan, input_hashes, resolved)
 
-    def _pass(self, plan: Plan) -> None:
-        manifest = read_manifest(plan.directory)
-        assert manifest is not None
-        self._finish(plan, manifest)
+    def _pass(self, plan: Plan, decision: Decision) -> None:
+        """Go by a stage that is done and unchanged."""
+        assert decision.manifest is not None
+        self._finish(plan, decision.manifest)
 
     def _launch(self, plan: Plan, input_hashes: Mapping[str, str], resolved: Path) -> int:
         files.write_json(plan.directory / BEGUN_FILE, dict(input_hashes))

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from megatron_soaes.errors import UserError
 from megatron_soaes.recipe.problems import did_you_mean
-
-Part = Literal["before", "asked", "behind"]
-"""Where a stage stands: before the first that is asked for, among them, or behind the last."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +20,8 @@ class Selection:
     forced: tuple[str, ...] = ()
     """They start anew, whatever there is of them."""
 
-    def parts(self, names: Sequence[str]) -> dict[str, Part]:
-        """Where each of a run's stages stands.
+    def split(self, names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """Of a run's stages those before the range, and those in it.
 
         Raises UserError for a stage that the run has not, an empty range, and a forced stage
         outside of the range.
@@ -52,10 +48,7 @@ class Selection:
                     f"--force {name}", "it outside of --from and --to", "a stage that is asked for",
                     "Widen the range, or leave the option out.",
                 )  # fmt: skip
-        return {
-            name: "before" if place < start else "asked" if place < stop else "behind"
-            for place, name in enumerate(names)
-        }
+        return names[:start], names[start:stop]
 
 
 ALL_STAGES = Selection()

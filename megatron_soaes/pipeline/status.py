@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Column, Table
 
 from megatron_soaes.errors import UserError
-from megatron_soaes.pipeline.decision import BEGUN_FILE, Action, decide
+from megatron_soaes.pipeline.decision import BEGUN_FILE, Action, judge
 from megatron_soaes.pipeline.gates import hold_to_gates
 from megatron_soaes.pipeline.lock import is_held
 from megatron_soaes.pipeline.manifest import Manifest, read_manifest
@@ -82,13 +82,12 @@ def read_status(recipe: Recipe) -> list[StageStatus]:
             state, why = _state(plan, manifest, results, unmade, at_work)
             if state is State.DONE and manifest is not None:
                 hold_to_gates(recipe, manifest, stage.directory)
+                results.take(manifest)
         except UserError as error:
             state, why = State.BLOCKED, f"{error.where}: found {error.found}"
         # One run does one stage at a time, in their order.
         at_work = at_work and state is not State.RUNNING
-        if state is State.DONE and manifest is not None:
-            results.take(manifest)
-        else:
+        if state is not State.DONE:
             unmade.append(stage.directory)
         progress = _progress(recipe, name, stage.directory, running=state is State.RUNNING)
         seconds = manifest.seconds if manifest else None
@@ -103,7 +102,7 @@ def _state(
         return (State.RUNNING if at_work else State.INTERRUPTED), ""
     if any(path.is_relative_to(folder) for path in plan.inputs.values() for folder in unmade):
         return (State.CHANGED, "what it reads is made anew") if manifest else (State.WAITING, "")
-    decision = decide(plan, results.input_hashes(plan))
+    decision = judge(plan, manifest, results.input_hashes(plan))
     states = {Action.SKIP: State.DONE, Action.RUN_AGAIN: State.CHANGED}
     return states.get(decision.action, State.WAITING), decision.why
 

@@ -15,8 +15,6 @@ from megatron_soaes.pipeline.hashing import HashCache
 from megatron_soaes.pipeline.manifest import read_manifest
 from megatron_soaes.pipeline.run import run
 from megatron_soaes.recipe.load import load_recipe
-from tests.checkpoint.tiny import make_model
-from tests.data_prep.conftest import train_tokenizer
 
 RECIPE = """
 version: 1
@@ -28,11 +26,7 @@ data: {datasets: {mine: {text: ["text/*.jsonl"]}}}
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    model = make_model(tmp_path / "model")
-    train_tokenizer().save(str(model / "tokenizer.json"))
-    config = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    (model / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+def recipe(tmp_path: Path, source: Path) -> Path:
     (tmp_path / "text").mkdir()
     write_text(tmp_path, "a.jsonl", ["the quick brown fox", "中央企业深化改革"])
     file = tmp_path / "recipe.yaml"

@@ -14,8 +14,6 @@ from megatron_soaes.pipeline.manifest import read_manifest
 from megatron_soaes.pipeline.run import run
 from megatron_soaes.pipeline.selection import Selection
 from megatron_soaes.recipe.load import load_recipe
-from tests.checkpoint.tiny import make_model
-from tests.data_prep.conftest import train_tokenizer
 
 RECIPE = """
 version: 1
@@ -30,11 +28,7 @@ ONE, TWO, IMPORT, EXPORT = "preprocess-one", "preprocess-two", "import-target", 
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    model = make_model(tmp_path / "model")
-    train_tokenizer().save(str(model / "tokenizer.json"))
-    config = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    (model / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+def recipe(tmp_path: Path, source: Path) -> Path:
     for name in ("one", "two"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n", "utf-8")
     file = tmp_path / "recipe.yaml"

@@ -17,8 +17,6 @@ from megatron_soaes.pipeline.run import run
 from megatron_soaes.pipeline.status import StageStatus, State, read_status
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.training.records import METRICS_FILE
-from tests.checkpoint.tiny import make_model
-from tests.data_prep.conftest import train_tokenizer
 
 RECIPE = """
 version: 1
@@ -35,11 +33,7 @@ ONE, TWO, IMPORT, CPT = "preprocess-one", "preprocess-two", "import-target", "cp
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    model = make_model(tmp_path / "model")
-    train_tokenizer().save(str(model / "tokenizer.json"))
-    config = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    (model / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+def recipe(tmp_path: Path, source: Path) -> Path:
     for name in ("one", "two"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name * 40}) + "\n", "utf-8")
     file = tmp_path / "recipe.yaml"

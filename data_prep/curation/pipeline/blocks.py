@@ -101,7 +101,7 @@ class Clean(PipelineStep):
         for each, verdict in zip(staying, steps.language.identify(_batch(staying)), strict=True):
             each.document.metadata["language"] = str(verdict.language)
             each.language = verdict.language
-            each.reason = "other_language" if verdict.language is Language.OTHER else None
+            each.reason = verdict.reason
         staying = _staying(staying)
         if steps.boilerplate:
             before = [each.text for each in staying]

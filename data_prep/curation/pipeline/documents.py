@@ -26,11 +26,6 @@ ROW = pa.schema([(name, pa.large_string()) for name in COLUMNS])
 ZSTD_LEVEL = 1
 """A tenth more bytes than level 3 in half of the time."""
 ROW_GROUP_CHARACTERS = 64 * 2**20
-COLUMNS = ("id", "text", "corpus", "source", "language", "metadata")
-ROW = pa.schema([(name, pa.large_string()) for name in COLUMNS])
-ZSTD_LEVEL = 1
-"""A tenth more bytes than level 3 in half of the time."""
-ROW_GROUP_CHARACTERS = 64 * 2**20
 
 
 def source_of(document: Document) -> str:
