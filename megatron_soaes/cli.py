@@ -18,7 +18,9 @@ from megatron_soaes.cli_export import check as check_export
 from megatron_soaes.cli_export import hf_fp8, trtllm
 from megatron_soaes.cli_nemo import nemo
 from megatron_soaes.cli_pair import pair
+from megatron_soaes.cli_pipeline import Overrides, RecipeFile, run, status
 from megatron_soaes.cli_selection import eval_relevance, thresholds, train_relevance
+from megatron_soaes.cli_slurm import slurm_app
 from megatron_soaes.errors import ExitCode, UserError
 
 app = typer.Typer(
@@ -48,90 +50,14 @@ relevance_app = typer.Typer(help="A classifier of your domain's texts.", no_args
 relevance_app.command("train")(train_relevance)
 relevance_app.command("eval")(eval_relevance)
 prep_app.add_typer(relevance_app, name="relevance")
+app.command()(run)
+app.command()(status)
+app.add_typer(slurm_app, name="slurm")
 app.command()(evaluate)
 app.command()(compare)
 # Its options are those of data_prep.preprocess_sft, which also explains them.
 FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
 prep_app.command("sft", context_settings=FORWARD, add_help_option=False)(prep_sft)
-
-RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Changes such as cpt.lr=1e-5 or models.target.layout.tensor_parallel=4."),
-]
-
-
-@app.command()
-def run(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    *,
-    single_stage: Annotated[
-        bool,
-        typer.Option(
-            "--single-stage",
-            help="Also train on the samples of all SFT stages at once, and evaluate that: what the "
-            "order of the stages is worth.",
-        ),
-    ] = False,
-    first: Annotated[
-        str | None,
-        typer.Option("--from", help="Begin with this stage; those before it must be done."),
-    ] = None,
-    last: Annotated[str | None, typer.Option("--to", help="End with this stage.")] = None,
-    force: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Start this stage anew though it is done or begun; what there is of it is kept "
-            "aside. May be repeated."
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and why; touch nothing.")
-    ] = False,
-) -> None:
-    """Run every stage of a recipe that is not done yet, on this machine."""
-    from rich.console import Console
-
-    from megatron_soaes.accelerator.launch import end_at_once_on_stop_signals
-    from megatron_soaes.pipeline.run import run as run_recipe
-    from megatron_soaes.pipeline.selection import Selection
-    from megatron_soaes.pipeline.summary import print_summary
-    from megatron_soaes.recipe.ablation import with_single_stage
-    from megatron_soaes.recipe.load import load_recipe
-
-    end_at_once_on_stop_signals()
-    loaded = load_recipe(recipe, overrides or [])
-    if single_stage:
-        loaded = with_single_stage(loaded)
-    selection = Selection(first, last, tuple(force or ()))
-    code = run_recipe(loaded, selection, dry_run=dry_run)
-    if code == ExitCode.OK and not dry_run:
-        print_summary(loaded, Console(highlight=False))
-    raise typer.Exit(code)
-
-
-@app.command()
-def status(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
-) -> None:
-    """Show how far every stage of a recipe is; starts nothing."""
-    import json
-
-    from rich.console import Console
-
-    from megatron_soaes.pipeline import status as reader
-    from megatron_soaes.recipe.load import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [])
-    stages = reader.read_status(loaded)
-    if as_json:
-        typer.echo(json.dumps(reader.as_json(stages), indent=2))
-        return
-    Console(highlight=False).print(reader.status_table(loaded, stages))
 
 
 @app.command()

@@ -17,6 +17,8 @@ class ExitCode(IntEnum):
     """Training stopped after too many non-finite steps in a row; a report of the batch exists."""
     STALLED = 4
     """A rank made no progress for too long; the stacks of all ranks are in their logs."""
+    UNSOUND = 5
+    """A node of the job is not sound, or the network between them; nothing was started."""
     STOPPED = 75
     """A signal asked for a stop; the state was saved. The same command goes on (EX_TEMPFAIL)."""
 

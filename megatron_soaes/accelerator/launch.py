@@ -12,14 +12,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megatron_soaes.accelerator.forked import ForkedProcess, can_fork
 from megatron_soaes.errors import ExitCode
 
 Worker = subprocess.Popen[bytes] | ForkedProcess
+Launcher = Callable[[str, Sequence[str], int, Path], int]
+"""Runs a module with arguments as so many ranks, logs in a folder; returns one exit code."""
 
 GRACE_S = 30.0
 """How long the other ranks may take to end after one has ended badly, before they are aborted."""
@@ -70,18 +72,27 @@ def launch(module: str, arguments: Sequence[str], processes: int, logs: Path) ->
         )
         for rank in range(processes)
     ]
+    with stop_signals_go_to(lambda received: _send(workers, received)):
+        try:
+            code = _wait(workers)
+            if code not in QUIET_CODES:
+                _show_logs(logs, processes)
+            return code
+        finally:
+            for worker in workers:
+                _kill_group(worker)
+
+
+@contextmanager
+def stop_signals_go_to(receive: Callable[[int], None]) -> Iterator[None]:
+    """For the time of the block SIGINT, SIGTERM and SIGUSR1 are handed to `receive`."""
     previous = {
-        number: signal.signal(number, lambda received, _: _send(workers, received))
+        number: signal.signal(number, lambda received, _: receive(received))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     }
     try:
-        code = _wait(workers)
-        if code not in QUIET_CODES:
-            _show_logs(logs, processes)
-        return code
+        yield
     finally:
-        for worker in workers:
-            _kill_group(worker)
         for number, handler in previous.items():
             signal.signal(number, handler)
 

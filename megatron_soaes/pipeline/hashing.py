@@ -15,9 +15,7 @@ class HashCache:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, list[Any]] = {}
-        if file.exists():
-            self._known = json.loads(file.read_text(encoding="utf-8"))
+        self._known = self._read()
 
     def of(self, path: Path) -> str:
         """Hash of a file's bytes, or of all names and bytes below a folder."""
@@ -33,8 +31,14 @@ class HashCache:
         return digest
 
     def save(self) -> None:
-        """Keep what is known for the next run."""
-        files.write_json(self._file, self._known)
+        """Keep what is known for the next run, beside what others have learnt meanwhile."""
+        files.write_json(self._file, self._read() | self._known)
+
+    def _read(self) -> dict[str, list[Any]]:
+        if not self._file.exists():
+            return {}
+        known: dict[str, list[Any]] = json.loads(self._file.read_text(encoding="utf-8"))
+        return known
 
 
 def files_below(folder: Path) -> list[Path]:

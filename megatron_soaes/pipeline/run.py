@@ -11,13 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from megatron_soaes import files
-from megatron_soaes.accelerator.launch import launch
+from megatron_soaes.accelerator.launch import Launcher, launch
 from megatron_soaes.accelerator.machine import Machine, read_machine
 from megatron_soaes.errors import ExitCode, UserError
 from megatron_soaes.pipeline.decision import BEGUN_FILE, Action, Decision, decide
+from megatron_soaes.pipeline.dependencies import all_before, makers_of
 from megatron_soaes.pipeline.gates import hold_to_gates
 from megatron_soaes.pipeline.hashing import files_below, tree_hash
-from megatron_soaes.pipeline.lock import only_run_in
+from megatron_soaes.pipeline.lock import only_run_in, only_run_of
 from megatron_soaes.pipeline.manifest import (
     Manifest,
     Output,
@@ -37,16 +38,23 @@ from megatron_soaes.stages.worker import RESULT_FILE
 RESOLVED_FILE = "recipe.resolved.json"
 
 
-def run(recipe: Recipe, selection: Selection = ALL_STAGES, *, dry_run: bool = False) -> int:
+def run(
+    recipe: Recipe,
+    selection: Selection = ALL_STAGES,
+    *,
+    dry_run: bool = False,
+    launcher: Launcher = launch,
+) -> int:
     """Run every stage that is asked for and not done; returns an `ExitCode`.
 
-    With `dry_run` it only prints what it would do, and why. Raises RecipeErrors before anything
-    starts when the recipe breaks a rule or this node cannot run it, and UserError for inputs that
-    are missing or changed under an unfinished stage, and for a selection that cannot be.
+    With `dry_run` it only prints what it would do, and why. `launcher` starts the ranks. Raises
+    RecipeErrors before anything starts when the recipe breaks a rule or this node cannot run it,
+    and UserError for inputs that are missing or changed under an unfinished stage, and for a
+    selection that cannot be.
     """
     check(recipe)
     stages = stages_of(recipe)
-    before, asked = selection.split(list(stages))
+    names_before, names_asked = selection.split(list(stages))
     machine = read_machine()
     problems = check_node(recipe, machine)
     if problems:
@@ -54,23 +62,28 @@ def run(recipe: Recipe, selection: Selection = ALL_STAGES, *, dry_run: bool = Fa
     console = Console(highlight=False)
     for substitution in substitutions(recipe, machine):
         console.print(f"  here: {substitution}", markup=False, soft_wrap=True)
-    runner = Runner(recipe, machine, console)
-    done, wanted = ([stages[name].plan() for name in names] for names in (before, asked))
+    runner = Runner(recipe, machine, console, launcher)
+    plans = {name: stages[name].plan() for name in (*names_before, *names_asked)}
+    if selection.only is not None:
+        names_before = all_before(selection.only, plans)
+    before, asked = ([plans[name] for name in names] for names in (names_before, names_asked))
     if dry_run:
-        runner.tell(done, wanted, selection.forced)
+        runner.tell(before, asked, selection.forced)
         return ExitCode.OK
-    recipe.workdir.mkdir(parents=True, exist_ok=True)
-    with only_run_in(recipe.workdir):
-        return runner.run(done, wanted, selection.forced)
+    with only_run_in(recipe.workdir, beside_others=selection.only is not None):
+        return runner.run(before, asked, selection.forced)
 
 
 class Runner:
     """One walk over the graph."""
 
-    def __init__(self, recipe: Recipe, machine: Machine, console: Console) -> None:
+    def __init__(
+        self, recipe: Recipe, machine: Machine, console: Console, launcher: Launcher
+    ) -> None:
         self.recipe = recipe
         self.machine = machine
         self.console = console
+        self.launcher = launcher
         self.results = Results(recipe.workdir)
 
     def run(self, before: Sequence[Plan], asked: Sequence[Plan], forced: Collection[str]) -> int:
@@ -82,7 +95,8 @@ class Runner:
         files.write_text(resolved, self.recipe.model_dump_json(indent=2) + "\n")
         self._take_up(before)
         for plan in asked:
-            code = self._one(plan, resolved, plan.name in forced)
+            with only_run_of(self.recipe.workdir, plan.name):
+                code = self._one(plan, resolved, plan.name in forced)
             if code != ExitCode.OK:
                 self._say(f"{plan.name}: ended with exit code {code} ({_meaning(code)})")
                 return code
@@ -92,10 +106,9 @@ class Runner:
     def tell(self, before: Sequence[Plan], asked: Sequence[Plan], forced: Collection[str]) -> None:
         """Say what `run` would do, and why, without doing it."""
         self._take_up(before)
-        makers: dict[Path, str] = {}
+        would_run: dict[str, Plan] = {}
         for plan in asked:
-            made = sorted({makers[path] for path in plan.inputs.values() if path in makers})
-            if made:
+            if made := makers_of(plan, would_run):
                 self._say(f"{plan.name}: would run with what comes of {', '.join(made)}")
             else:
                 decision = decide(plan, self.results.input_hashes(plan), forced=plan.name in forced)
@@ -103,7 +116,7 @@ class Runner:
                 if decision.action is Action.SKIP:
                     self._pass(plan, decision)
                     continue
-            makers |= dict.fromkeys(plan.outputs.values(), plan.name)
+            would_run[plan.name] = plan
 
     def _take_up(self, before: Sequence[Plan]) -> None:
         """Remember the results of stages that are not to run. Raises UserError if one must."""
@@ -112,7 +125,7 @@ class Runner:
             if decision.action is not Action.SKIP:
                 why = decision.why or "it is not finished"
                 raise UserError(
-                    f"--from: stage {plan.name}, which comes before", why, "it done and unchanged",
+                    f"stage {plan.name}, which comes before", why, "it done and unchanged",
                     f"Begin with it: --from {plan.name}.",
                 )  # fmt: skip
             self._pass(plan, decision)
@@ -140,7 +153,7 @@ class Runner:
     def _launch(self, plan: Plan, input_hashes: Mapping[str, str], resolved: Path) -> int:
         files.write_json(plan.directory / BEGUN_FILE, dict(input_hashes))
         started = datetime.now(UTC)
-        code = launch(
+        code = self.launcher(
             "megatron_soaes.stages.worker",
             [str(resolved), plan.name],
             plan.processes,

@@ -19,6 +19,8 @@ class Selection:
     """None: to the end."""
     forced: tuple[str, ...] = ()
     """They start anew, whatever there is of them."""
+    only: str | None = None
+    """This stage alone; what it reads must be made. Others may run beside it."""
 
     def split(self, names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
         """Of a run's stages those before the range, and those in it.
@@ -29,12 +31,15 @@ class Selection:
         for option, name in [
             ("--from", self.first),
             ("--to", self.last),
+            ("--only", self.only),
             *(("--force", name) for name in self.forced),
         ]:
             if name is not None and name not in names:
                 raise UserError(
                     option, repr(name), "a stage of this recipe", did_you_mean(name, names)
                 )
+        if self.only is not None:
+            return self._alone(names)
         start = 0 if self.first is None else names.index(self.first)
         stop = len(names) if self.last is None else names.index(self.last) + 1
         if names and start >= stop:
@@ -49,6 +54,21 @@ class Selection:
                     "Widen the range, or leave the option out.",
                 )  # fmt: skip
         return names[:start], names[start:stop]
+
+    def _alone(self, names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        assert self.only is not None
+        if self.first is not None or self.last is not None:
+            raise UserError(
+                f"--only {self.only}", "--from or --to beside it", "a stage, or a range of them",
+                "Leave one of them out.",
+            )  # fmt: skip
+        for name in self.forced:
+            if name != self.only:
+                raise UserError(
+                    f"--force {name}", f"--only {self.only}", "a stage that is asked for",
+                    "Leave one of them out.",
+                )  # fmt: skip
+        return names[: names.index(self.only)], [self.only]
 
 
 ALL_STAGES = Selection()

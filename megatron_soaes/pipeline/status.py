@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from megatron_soaes.errors import UserError
 from megatron_soaes.pipeline.decision import BEGUN_FILE, Action, judge
 from megatron_soaes.pipeline.gates import hold_to_gates
-from megatron_soaes.pipeline.lock import is_held
+from megatron_soaes.pipeline.lock import is_at_work
 from megatron_soaes.pipeline.manifest import Manifest, read_manifest
 from megatron_soaes.pipeline.results import Results
 from megatron_soaes.recipe.graph import steps_of
@@ -71,7 +71,6 @@ class StageStatus:
 def read_status(recipe: Recipe) -> list[StageStatus]:
     """Every stage in its order. Raises UserError for a damaged manifest."""
     results = Results(recipe.workdir)
-    at_work = is_held(recipe.workdir)
     unmade: list[Path] = []
     """Folders of stages that are not done."""
     found = []
@@ -79,14 +78,13 @@ def read_status(recipe: Recipe) -> list[StageStatus]:
         manifest = read_manifest(stage.directory)
         try:
             plan = stage.plan()
+            at_work = is_at_work(recipe.workdir, name)
             state, why = _state(plan, manifest, results, unmade, at_work)
             if state is State.DONE and manifest is not None:
                 hold_to_gates(recipe, manifest, stage.directory)
                 results.take(manifest)
         except UserError as error:
             state, why = State.BLOCKED, f"{error.where}: found {error.found}"
-        # One run does one stage at a time, in their order.
-        at_work = at_work and state is not State.RUNNING
         if state is not State.DONE:
             unmade.append(stage.directory)
         progress = _progress(recipe, name, stage.directory, running=state is State.RUNNING)

@@ -140,6 +140,16 @@ def test_hashes_are_remembered_by_size_and_time(tmp_path: Path) -> None:
     assert cache.of(tmp_path) != folder_hash
 
 
+def test_runs_beside_each_other_keep_what_each_has_hashed(tmp_path: Path) -> None:
+    caches = [HashCache(tmp_path / "hashes.json") for _ in range(2)]
+    for number, cache in enumerate(caches):
+        (tmp_path / str(number)).write_text("text")
+        cache.of(tmp_path / str(number))
+        cache.save()
+    known = json.loads((tmp_path / "hashes.json").read_text(encoding="utf-8"))
+    assert set(known) == {str(tmp_path / "0"), str(tmp_path / "1")}
+
+
 def test_flat_metrics_are_dotted_numbers() -> None:
     nested = {"validation": {"domain": {"loss": 2, "note": "text"}}, "steps": 5}
     assert flat_metrics(nested) == {"validation.domain.loss": 2.0, "steps": 5.0}

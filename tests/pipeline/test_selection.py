@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from megatron_soaes.cli import app
 from megatron_soaes.errors import ExitCode, UserError
+from megatron_soaes.pipeline.lock import only_run_in, only_run_of
 from megatron_soaes.pipeline.manifest import read_manifest
 from megatron_soaes.pipeline.run import run
 from megatron_soaes.pipeline.selection import Selection
@@ -116,3 +117,28 @@ def test_a_selection_that_cannot_be_is_refused(
     with pytest.raises(UserError, match=message):
         run(load_recipe(recipe), selection)
     assert not (recipe.parent / "work").exists()
+
+
+def test_one_stage_alone_needs_what_it_reads_and_nothing_else(recipe: Path) -> None:
+    with pytest.raises(UserError, match=f"stage {IMPORT}, which comes before"):
+        run(load_recipe(recipe), Selection(only=EXPORT))
+    soaes_run(recipe, "--only", IMPORT)
+    soaes_run(recipe, "--only", EXPORT)
+    assert done(recipe) == [IMPORT, EXPORT]
+
+
+def test_stages_run_beside_each_other_but_not_beside_a_whole_run(recipe: Path) -> None:
+    work = recipe.parent / "work"
+    with only_run_in(work, beside_others=True):
+        soaes_run(recipe, "--only", ONE)
+        with pytest.raises(UserError, match="another run at work"):
+            run(load_recipe(recipe))
+    with only_run_of(work, TWO), pytest.raises(UserError, match=f"stage {TWO} in .*another run"):
+        run(load_recipe(recipe), Selection(only=TWO))
+
+
+def test_a_stage_alone_is_no_range(recipe: Path) -> None:
+    with pytest.raises(UserError, match="--only hf: found --from or --to beside it"):
+        run(load_recipe(recipe), Selection(only=EXPORT, last=EXPORT))
+    with pytest.raises(UserError, match=f"--force {ONE}: found --only hf"):
+        run(load_recipe(recipe), Selection(only=EXPORT, forced=(ONE,)))

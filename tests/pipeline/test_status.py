@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from megatron_soaes.cli import app
 from megatron_soaes.errors import ExitCode
-from megatron_soaes.pipeline.lock import is_held, only_run_in
+from megatron_soaes.pipeline.lock import is_at_work, only_run_of
 from megatron_soaes.pipeline.run import run
 from megatron_soaes.pipeline.status import StageStatus, State, read_status
 from megatron_soaes.recipe.load import load_recipe
@@ -93,7 +93,7 @@ def test_training_that_stopped_and_training_at_work(tokenized: Path) -> None:
     assert (stopped.progress.step, stopped.progress.steps) == (30, 40)
     assert stopped.progress.figures == {"loss": 2.0, "domain": 2.5}
     assert stopped.progress.seconds_left is None
-    with only_run_in(tokenized.parent / "work"):
+    with only_run_of(tokenized.parent / "work", CPT):
         running = status(tokenized)[CPT]
     assert running.state is State.RUNNING
     assert running.progress is not None
@@ -141,8 +141,9 @@ def test_asking_for_the_status_needs_no_torch(tokenized: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tokenized)], check=True, capture_output=True)
 
 
-def test_asking_whether_a_folder_is_held_does_not_hold_it(tmp_path: Path) -> None:
-    assert not is_held(tmp_path)
-    with only_run_in(tmp_path):
-        assert is_held(tmp_path)
-    assert not is_held(tmp_path)
+def test_asking_whether_a_stage_is_at_work_does_not_hold_it(tmp_path: Path) -> None:
+    assert not is_at_work(tmp_path, CPT)
+    with only_run_of(tmp_path, CPT):
+        assert is_at_work(tmp_path, CPT)
+        assert not is_at_work(tmp_path, ONE)
+    assert not is_at_work(tmp_path, CPT)

@@ -1,0 +1,107 @@
+"""`soaes run` and `soaes status`: the stages of a recipe. No heavy imports."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_soaes.errors import ExitCode
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes such as cpt.lr=1e-5 or models.target.layout.tensor_parallel=4."),
+]
+
+
+class LauncherName(StrEnum):
+    """What starts the ranks of a stage."""
+
+    LOCAL = "local"
+    SRUN = "srun"
+
+
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    single_stage: Annotated[
+        bool,
+        typer.Option(
+            "--single-stage",
+            help="Also train on the samples of all SFT stages at once, and evaluate that: what the "
+            "order of the stages is worth.",
+        ),
+    ] = False,
+    first: Annotated[
+        str | None,
+        typer.Option("--from", help="Begin with this stage; those before it must be done."),
+    ] = None,
+    last: Annotated[str | None, typer.Option("--to", help="End with this stage.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="This stage alone, beside others if need be; what it reads must be made."
+        ),
+    ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Start this stage anew though it is done or begun; what there is of it is kept "
+            "aside. May be repeated."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and why; touch nothing.")
+    ] = False,
+    launcher: Annotated[
+        LauncherName,
+        typer.Option(help="Ranks are processes of this machine, or steps of the Slurm job."),
+    ] = LauncherName.LOCAL,
+) -> None:
+    """Run every stage of a recipe that is not done yet."""
+    from rich.console import Console
+
+    from megatron_soaes.accelerator.launch import end_at_once_on_stop_signals, launch
+    from megatron_soaes.accelerator.srun import launch_by_srun
+    from megatron_soaes.pipeline.run import run as run_recipe
+    from megatron_soaes.pipeline.selection import Selection
+    from megatron_soaes.pipeline.summary import print_summary
+    from megatron_soaes.recipe.ablation import with_single_stage
+    from megatron_soaes.recipe.load import load_recipe
+
+    end_at_once_on_stop_signals()
+    loaded = load_recipe(recipe, overrides or [])
+    if single_stage:
+        loaded = with_single_stage(loaded)
+    selection = Selection(first, last, tuple(force or ()), only)
+    start = {LauncherName.LOCAL: launch, LauncherName.SRUN: launch_by_srun}[launcher]
+    code = run_recipe(loaded, selection, dry_run=dry_run, launcher=start)
+    if code == ExitCode.OK and not dry_run and only is None:
+        print_summary(loaded, Console(highlight=False))
+    raise typer.Exit(code)
+
+
+def status(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
+) -> None:
+    """Show how far every stage of a recipe is; starts nothing."""
+    import json
+
+    from rich.console import Console
+
+    from megatron_soaes.pipeline import status as reader
+    from megatron_soaes.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    stages = reader.read_status(loaded)
+    if as_json:
+        typer.echo(json.dumps(reader.as_json(stages), indent=2))
+        return
+    Console(highlight=False).print(reader.status_table(loaded, stages))

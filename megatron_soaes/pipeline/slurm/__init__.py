@@ -1,0 +1,1 @@
+"""A recipe as a chain of Slurm jobs."""

@@ -1,0 +1,203 @@
+"""Submit a recipe's jobs, each waiting for those whose results it reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_soaes import files
+from megatron_soaes.errors import UserError
+from megatron_soaes.pipeline.slurm.commands import cancel_jobs, elements_of, slurm
+from megatron_soaes.pipeline.slurm.jobs import Job, jobs_of
+from megatron_soaes.pipeline.status import State, read_status
+from megatron_soaes.recipe.check import check
+from megatron_soaes.recipe.schema import Recipe
+
+FOLDER = "slurm"
+"""In a run's folder: the recipe the jobs read, their logs, their numbers."""
+RECIPE_FILE = "recipe.json"
+JOBS_FILE = "jobs.json"
+SCRIPTS = Path(__file__).resolve().parents[3] / "slurm"
+"""The scripts of this checkout."""
+ENVIRONMENT_FILE = "environment.sh"
+COMMON_FILE = "common.sh"
+UNDER_ENVIRONMENT = 'set -a; . "$SOAES_ENVIRONMENT"; exec "$@"'
+"""sbatch reads SBATCH_PARTITION and the like from its environment: the file's settings."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job in Slurm's hands."""
+
+    name: str
+    job: str
+    """Its number; of an array that of the whole."""
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Command:
+    """How one job is submitted, but for the numbers of the jobs that it waits for."""
+
+    job: Job
+    arguments: tuple[str, ...]
+    script: tuple[str, ...]
+    """The script and its arguments."""
+
+    def words(self, numbers: Mapping[str, str]) -> list[str]:
+        """The command line; `numbers` by the name of each job submitted before."""
+        waits = ":".join(numbers[name] for name in self.job.after)
+        dependency = [f"--dependency=afterok:{waits}"] if waits else []
+        return ["sbatch", *dependency, *self.arguments, *self.script]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """All jobs of a recipe, ready to be submitted."""
+
+    folder: Path
+    commands: tuple[Command, ...]
+    environment: Path
+    done: tuple[str, ...]
+    """Stages that need no job."""
+
+    def scripts(self) -> list[Path]:
+        """The scripts of the jobs, and what they share."""
+        used = dict.fromkeys(Path(command.script[0]) for command in self.commands)
+        return [*used, SCRIPTS / COMMON_FILE]
+
+    def dry_run(self) -> str:
+        """A shell script of the commands `submit` runs; the jobs' scripts are comments in it."""
+        lines = [
+            "#!/usr/bin/env bash",
+            f"# Stages that are done and need no job: {', '.join(self.done) or 'none'}.",
+            f"# soaes slurm submit also writes {self.folder / RECIPE_FILE}, which the jobs read.",
+            "set -euo pipefail",
+            f"export SOAES_SLURM_DIR={shlex.quote(str(SCRIPTS))}",
+            f"export SOAES_ENVIRONMENT={shlex.quote(str(self.environment))}",
+            "set -a",
+            "# shellcheck source=/dev/null",
+            '. "$SOAES_ENVIRONMENT"',
+            "set +a",
+        ]
+        numbers: dict[str, str] = {}
+        for command in self.commands:
+            words = " ".join(_quoted(word) for word in command.words(numbers))
+            variable = f"job_{re.sub('-', '_', command.job.name)}"
+            numbers[command.job.name] = f"${variable}"
+            lines.append(f'{variable}=$({words})\necho "{command.job.name}: ${variable}"')
+        for script in self.scripts():
+            lines.append(f"\n# {script}:")
+            lines += [f"#   {line}" for line in script.read_text(encoding="utf-8").splitlines()]
+        return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _quoted(word: str) -> str:
+    """For a shell; a dependency holds variables, and nothing of a recipe but names."""
+    return f'"{word}"' if word.startswith("--dependency=") else shlex.quote(word)
+
+
+def chain_of(recipe: Recipe, environment: Path | None = None) -> Chain:
+    """The jobs of the stages that are not done, and the commands that submit them.
+
+    `environment` is by default the file of that name beside the scripts. Raises RecipeErrors for a
+    recipe that breaks a rule, and UserError for one that is blocked or an environment that is not
+    there.
+    """
+    check(recipe)
+    environment = (environment or SCRIPTS / ENVIRONMENT_FILE).resolve()
+    if not environment.is_file():
+        raise UserError(
+            environment, "no file", "an environment file", "Copy and edit slurm/environment.sh."
+        )
+    stages = read_status(recipe)
+    for stage in stages:
+        if stage.state is State.BLOCKED:
+            raise UserError(
+                f"stage {stage.name}", stage.why, "a stage that can run", "Mend that first."
+            )
+    done = tuple(stage.name for stage in stages if stage.state is State.DONE)
+    folder = recipe.workdir / FOLDER
+    commands = tuple(_command(recipe, job, folder) for job in jobs_of(recipe, done))
+    return Chain(folder, commands, environment, done)
+
+
+def _command(recipe: Recipe, job: Job, folder: Path) -> Command:
+    log = str(folder).replace("%", "%%") + ("/%x-%A_%a.log" if job.is_array else "/%x-%j.log")
+    arguments = [
+        "--parsable",
+        f"--job-name={recipe.name}-{job.name}",
+        f"--output={log}",
+        f"--nodes={job.nodes}",
+        f"--ntasks-per-node={job.tasks_per_node}",
+        # One whose maker failed is cancelled, and with it what waits for it.
+        "--kill-on-invalid-dep=yes",
+    ]
+    if job.gpus_per_node:
+        arguments.append(f"--gpus-per-node={job.gpus_per_node}")
+    if job.is_array:
+        arguments.append(f"--array=0-{len(job.stages) - 1}")
+    script = (str(SCRIPTS / job.script), str(folder / RECIPE_FILE), *job.stages)
+    return Command(job, tuple(arguments), script)
+
+
+def submit(recipe: Recipe, environment: Path | None = None) -> list[Submitted]:
+    """Hand every job of the recipe to Slurm. Either all of them are in the queue, or none.
+
+    Raises what `chain_of` raises, and UserError while jobs of an earlier submission are not ended
+    and when Slurm refuses a job.
+    """
+    chain = chain_of(recipe, environment)
+    _refuse_second(recipe)
+    # Without the defaults: rules tell what was asked for from what was not.
+    text = recipe.model_dump_json(indent=2, exclude_unset=True)
+    files.write_text(chain.folder / RECIPE_FILE, text + "\n")
+    variables = {
+        **os.environ,
+        "SOAES_SLURM_DIR": str(SCRIPTS),
+        "SOAES_ENVIRONMENT": str(chain.environment),
+    }
+    submitted: list[Submitted] = []
+    for command in chain.commands:
+        words = command.words({one.name: one.job for one in submitted})
+        answer = slurm(["bash", "-c", UNDER_ENVIRONMENT, "bash", *words], variables)
+        if answer.returncode != 0:
+            if submitted:
+                cancel_jobs([one.job for one in submitted])
+            raise UserError(
+                f"job {command.job.name}",
+                answer.stderr.strip(),
+                "that sbatch takes it",
+                f"Nothing is in the queue. The command was: {shlex.join(words)}",
+            )
+        number = answer.stdout.strip().partition(";")[0]
+        submitted.append(Submitted(command.job.name, number, command.job.stages))
+    _remember(chain.folder, submitted)
+    return submitted
+
+
+def _refuse_second(recipe: Recipe) -> None:
+    jobs = read_submission(recipe)
+    if any(not element.ended for job in jobs for element in elements_of(job.job)):
+        raise UserError(
+            recipe.workdir, "jobs of this recipe in the queue", "none",
+            "See soaes slurm status; to submit anew, soaes slurm cancel first.",
+        )  # fmt: skip
+
+
+def _remember(folder: Path, submitted: Sequence[Submitted]) -> None:
+    files.write_json(folder / JOBS_FILE, [vars(one) for one in submitted])
+
+
+def read_submission(recipe: Recipe) -> list[Submitted]:
+    """The jobs of the newest submission; empty when there was none."""
+    file = recipe.workdir / FOLDER / JOBS_FILE
+    if not file.exists():
+        return []
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return [Submitted(one["name"], one["job"], tuple(one["stages"])) for one in content]
