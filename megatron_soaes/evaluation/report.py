@@ -60,7 +60,7 @@ def summary_tables(results: Mapping[str, EvaluationResult], comparison: Comparis
     general = [
         row
         for row in comparison.rows
-        if kinds.get(row.suite, "questions") != "questions" and _is_main(row.measure)
+        if kinds.get(row.suite, "questions") != "questions" and is_main(row.measure)
     ]
     tables = [_headlines(results)]
     if general:
@@ -75,7 +75,7 @@ def _headlines(results: Mapping[str, EvaluationResult]) -> Table:
         (name, measure)
         for name, suite in base.suites.items()
         for measure in suite.measures
-        if _is_main(measure)
+        if is_main(measure)
     ]
     table = Table("model", title="what was measured")
     for name, measure in chosen:
@@ -88,7 +88,7 @@ def _headlines(results: Mapping[str, EvaluationResult]) -> Table:
     return table
 
 
-def _is_main(measure: str) -> bool:
+def is_main(measure: str) -> bool:
     """Whether it belongs into a short table; the others tell the same in other words."""
     return measure.rpartition(".")[2] in MAIN_MEASURES
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.txt"
 SUMMARY_FILE = "summary.txt"
+COMPARISON_FILE = "comparison.json"
 REPORT_WIDTH = 100
 WITHOUT_EFFECT_ON_RESULTS = {
     "perplexity", "questions", "choices", "texts", "batch_size", "micro_batch_size"
@@ -68,7 +69,7 @@ class EvaluateStage(Stage):
             return {}
         names = [f"{name}.json" for name in self.settings.checkpoints]
         if len(names) > 1:
-            names.append("comparison.json")
+            names.append(COMPARISON_FILE)
         return {name: self.directory / name for name in [*names, REPORT_FILE, SUMMARY_FILE]}
 
     def _layout(self) -> Layout:
@@ -164,7 +165,7 @@ class EvaluateStage(Stage):
             long = short = [result_table(results[0])]
         else:
             found = compare(paths, evaluation.targets, evaluation.margin, self.recipe.seed)
-            files.write_json(self.directory / "comparison.json", to_json(found))
+            files.write_json(self.directory / COMPARISON_FILE, to_json(found))
             by_label = dict(zip(found.models, results, strict=True))
             long, short = comparison_tables(found), summary_tables(by_label, found)
         files.write_text(self.directory / REPORT_FILE, as_text(long))
