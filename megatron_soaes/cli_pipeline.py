@@ -1,4 +1,4 @@
-"""`soaes run` and `soaes status`: the stages of a recipe. No heavy imports."""
+"""`soaes run`, `status` and `report`: the stages of a recipe. No heavy imports."""
 
 from __future__ import annotations
 
@@ -105,3 +105,12 @@ def status(
         typer.echo(json.dumps(reader.as_json(stages), indent=2))
         return
     Console(highlight=False).print(reader.status_table(loaded, stages))
+
+
+def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Write report.html and report.json of a run, finished or not, into its workdir."""
+    from megatron_soaes.pipeline.report.page import write_report
+    from megatron_soaes.recipe.load import load_recipe
+
+    page = write_report(load_recipe(recipe, overrides or []))
+    typer.echo(f"{page} (and {page.with_suffix('.json').name} beside it)")

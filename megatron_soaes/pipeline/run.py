@@ -163,9 +163,20 @@ class Runner:
             return code
         manifest = self._manifest(plan, input_hashes, started)
         manifest.write(plan.directory)
-        self._finish(plan, manifest)
         self.results.hashes.save()
+        self._report()
+        self._finish(plan, manifest)
         return ExitCode.OK
+
+    def _report(self) -> None:
+        """Let the page grow; what is wrong with a page ends no run."""
+        try:
+            # Its statistics take a second to import.
+            from megatron_soaes.pipeline.report.page import write_report
+
+            write_report(self.recipe)
+        except Exception as error:
+            self._say(f"report.html was not written: {error}")
 
     def _finish(self, plan: Plan, manifest: Manifest) -> None:
         """Remember the outputs for the stages to come, and hold the stage to its gates."""

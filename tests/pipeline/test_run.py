@@ -14,6 +14,7 @@ from megatron_soaes.pipeline.gates import flat_metrics
 from megatron_soaes.pipeline.hashing import HashCache
 from megatron_soaes.pipeline.manifest import read_manifest
 from megatron_soaes.pipeline.run import run
+from megatron_soaes.pipeline.selection import Selection
 from megatron_soaes.recipe.load import load_recipe
 
 RECIPE = """
@@ -53,6 +54,18 @@ def test_a_finished_stage_has_a_manifest_and_is_skipped(
     assert set(manifest.outputs) == {"mine.bin", "mine.idx"}
     assert run(load_recipe(recipe)) == ExitCode.OK
     assert "preprocess-mine: unchanged, skipped" in capsys.readouterr().out
+
+
+def test_the_report_grows_with_every_stage_and_ends_no_run(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = recipe.parent / "work/report.html"
+    page.mkdir(parents=True)
+    assert run(load_recipe(recipe)) == ExitCode.OK
+    assert "report.html was not written: " in capsys.readouterr().out
+    page.rmdir()
+    run(load_recipe(recipe), Selection(forced=("preprocess-mine",)))
+    assert "preprocess-mine" in page.read_text(encoding="utf-8")
 
 
 def test_changed_text_runs_the_stage_again_and_says_why(
