@@ -66,6 +66,7 @@ setup(
     package_data={
         "megatron_soaes": ["py.typed"],
         "data_prep": ["py.typed"],
+        "megatron_soaes.pipeline.init": ["recipe.yaml.j2", "README.md.j2"],
         "megatron_soaes.pipeline.report": ["page.html.j2", "page.css"],
         "data_prep.curation.report": ["page.html.j2", "page.css"],
     },

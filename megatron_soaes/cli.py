@@ -18,7 +18,7 @@ from megatron_soaes.cli_export import check as check_export
 from megatron_soaes.cli_export import hf_fp8, trtllm
 from megatron_soaes.cli_nemo import nemo
 from megatron_soaes.cli_pair import pair
-from megatron_soaes.cli_pipeline import Overrides, RecipeFile, run, status
+from megatron_soaes.cli_pipeline import Overrides, RecipeFile, init, run, status
 from megatron_soaes.cli_pipeline import report as report_run
 from megatron_soaes.cli_selection import eval_relevance, thresholds, train_relevance
 from megatron_soaes.cli_slurm import slurm_app
@@ -51,6 +51,7 @@ relevance_app = typer.Typer(help="A classifier of your domain's texts.", no_args
 relevance_app.command("train")(train_relevance)
 relevance_app.command("eval")(eval_relevance)
 prep_app.add_typer(relevance_app, name="relevance")
+app.command()(init)
 app.command()(run)
 app.command()(status)
 app.command("report")(report_run)

@@ -1,4 +1,4 @@
-"""`soaes run`, `status` and `report`: the stages of a recipe. No heavy imports."""
+"""`soaes init`, `run`, `status` and `report`: a recipe, and its stages. No heavy imports."""
 
 from __future__ import annotations
 
@@ -114,3 +114,18 @@ def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     page = write_report(load_recipe(recipe, overrides or []))
     typer.echo(f"{page} (and {page.with_suffix('.json').name} beside it)")
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="New folder of the project.")],
+    base: Annotated[Path, typer.Option(help="HF directory of the model to start from.")],
+    corpus: Annotated[str, typer.Option(help="Your texts or conversations: a path or a glob.")],
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs to train on.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Their kind, such as h100-80g.")] = None,
+) -> None:
+    """Write a commented recipe, an environment file and a README for a project of your own."""
+    from megatron_soaes.pipeline.init.project import init_project
+
+    for file in init_project(directory, base, corpus, gpus, gpu):
+        typer.echo(str(file))
+    typer.echo(f"Next: soaes recipe check {directory / 'recipe.yaml'}")

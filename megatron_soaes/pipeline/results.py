@@ -26,6 +26,20 @@ class Results:
         """The hash of each input. Raises UserError for one that is not there."""
         return {name: self._hash(plan.name, name, path) for name, path in plan.inputs.items()}
 
+    def refuse_altered(self, plan: Plan) -> None:
+        """Raise UserError for an input that is no longer what the stage that made it has left.
+
+        Files are read again only where their size or time is not the one that was hashed.
+        """
+        for name, path in plan.inputs.items():
+            if path in self._made and self.hashes.of(path) != self._made[path]:
+                raise UserError(
+                    f"stage {plan.name}, input {name}",
+                    f"{path} altered since its stage made it (SHA-256 {self.hashes.of(path)})",
+                    f"{self._made[path]}, as its manifest says",
+                    "Restore it, or make it again: --force and that stage's name.",
+                )  # fmt: skip
+
     def _hash(self, stage: str, name: str, path: Path) -> str:
         if path in self._made:
             return self._made[path]

@@ -140,6 +140,7 @@ class Runner:
             self._pass(plan, decision)
             self.results.hashes.save()
             return ExitCode.OK
+        self.results.refuse_altered(plan)
         if decision.action is Action.RUN:
             # What an interrupted run left is of no use to one that starts anew.
             shutil.rmtree(plan.directory, ignore_errors=True)

@@ -51,10 +51,18 @@ def task_metrics(evaluation: Evaluation) -> list[str]:
 
 
 def evaluation_metrics(evaluation: Evaluation, stage: EvaluateStage) -> list[str]:
-    """What gates of an evaluate stage can speak about, `CHECKPOINT.SET.METRIC`."""
+    """What gates of an evaluate stage can speak about, `CHECKPOINT.SET.METRIC`.
+
+    And `retained`, of the last checkpoint, and `CHECKPOINT.retained`: what is kept of the first
+    one's general ability.
+    """
     sets = [f"{name}.{metric}" for name in evaluation.perplexity for metric in PERPLEXITY_METRICS]
     metrics = [*sets, *task_metrics(evaluation)]
-    return [f"{name}.{metric}" for name in stage.checkpoints for metric in metrics]
+    found = [f"{name}.{metric}" for name in stage.checkpoints for metric in metrics]
+    later = stage.checkpoints[1:]
+    if later and (evaluation.choices or evaluation.texts):
+        found += ["retained", *(f"{name}.retained" for name in later)]
+    return found
 
 
 def _tasks(evaluation: Evaluation) -> Iterator[Problem]:

@@ -150,6 +150,19 @@ def test_a_truncated_shard_is_named_and_what_reads_it_is_not_started(
     assert refused(root, selection, match) == []
 
 
+@pytest.mark.parametrize("selection", [ALL_STAGES, ONLY_THE_LAST, Selection(only="hf")])
+def test_a_flipped_bit_in_a_shard_of_the_same_size_is_refused_by_what_reads_it(
+    root: Path, selection: Selection
+) -> None:
+    shard = shard_of(root)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+    match = f"stage hf, input .*: found {re.escape(str(shard.parent.parent))} altered since"
+    assert refused(root, selection, match) == []
+
+
 def test_a_truncated_shard_is_made_again_before_anything_reads_it(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
