@@ -7,7 +7,7 @@ NEMO_ENV ?= build/nemo
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-nemo lint format constraints clean
+.PHONY: demo test test-packages test-nemo lint format constraints clean
 
 demo: $(STAMP)
 	$(BIN)/python -m data_prep.rehearsal $(DEMO)/corpus
@@ -22,6 +22,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# What the tests need of the system: a real Slurm, a browser, the library that tells file types.
+test-packages:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+		slurmctld slurmd slurm-client munge chromium libmagic1
 
 # NeMo pins what this project must not, so it gets an environment of its own (2.5 GB).
 test-nemo: $(STAMP) $(NEMO_ENV)/.installed

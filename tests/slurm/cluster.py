@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = tuple(f"127.0.0.{number}" for number in range(1, 5))
 """Names that resolve without an entry anywhere."""
@@ -37,8 +36,8 @@ class Cluster:
         }
 
     def start(self) -> None:
-        """Install what is missing, start the daemons, wait until every node is idle."""
-        _install()
+        """Start the daemons, wait until every node is idle."""
+        _require_slurm(self.environment["PATH"])
         for name in ("munge", "state", "run", "log", "devices", *(f"spool/{n}" for n in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)  # munged wants its socket's folders searchable by all
@@ -228,17 +227,6 @@ def _command(process: psutil.Process) -> Sequence[str]:
     return []
 
 
-def _install() -> None:
-    def missing() -> list[str]:
-        path = f"{os.environ['PATH']}:{SBIN}"
-        return [command for command in COMMANDS if shutil.which(command, path=path) is None]
-
-    if missing() and os.getuid() == 0:
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        install = ["install", "-qq", "-y", "--no-install-recommends", *PACKAGES]
-        for command in (["update", "-qq"], install):
-            subprocess.run(["apt-get", *command], env=environment, check=False)
-    assert not missing(), (
-        f"no {', '.join(missing())} here: sudo apt-get install --no-install-recommends "
-        f"{' '.join(PACKAGES)}"
-    )
+def _require_slurm(path: str) -> None:
+    missing = [command for command in COMMANDS if shutil.which(command, path=path) is None]
+    assert not missing, f"no {', '.join(missing)} on this machine: sudo make test-packages"

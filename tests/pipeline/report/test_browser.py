@@ -21,7 +21,7 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Open a page in headless Chromium, which has no network."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        pytest.fail("this test needs Chromium: apt-get install chromium")
+        pytest.fail("this test needs Chromium: sudo make test-packages")
     profile = page.parent / "browser-profile"
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
