@@ -23,6 +23,7 @@ from data_prep.documents import BadDocumentError
 from data_prep.encoders import Encoder
 from data_prep.ranges import InputRange
 from data_prep.tokenizer import TokenizerInfo
+from megatron_soaes.failpoints import failpoint
 from megatron_soaes.files import atomic_directory, write_json
 
 CHECKSUMS = "checksums.json"
@@ -129,6 +130,7 @@ def write_shard(
                     counts.bad[problem.reason] = counts.bad.get(problem.reason, 0) + 1
                 for output, array in zip(outputs, batch.arrays, strict=True):
                     output.write(array)
+                failpoint("mid-dataset-shard")
                 counts.add(batch.counts)
                 report(batch.size, batch.counts.documents)
         pieces = {name: output.piece for name, output in zip(job.files, outputs, strict=True)}

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from megatron_soaes.failpoints import failpoint
+
 
 def temporary_sibling(path: Path) -> Path:
     """A name beside `path`, on the same file system, for writing what will be renamed to `path`."""
@@ -43,6 +45,7 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        failpoint("before-file-rename")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -75,6 +78,7 @@ def publish_directory(temporary: Path, path: Path) -> None:
             with (Path(folder) / name).open("rb") as stream:
                 os.fsync(stream.fileno())
         fsync_directory(Path(folder))
+    failpoint("before-directory-rename")
     temporary.rename(path)
     fsync_directory(path.parent)
 

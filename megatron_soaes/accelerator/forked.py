@@ -13,6 +13,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import reduction
@@ -100,6 +101,7 @@ def _run(
 ) -> None:
     """Become the program; `streams` are its standard output and error."""
     os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     for source, target in zip(streams, (1, 2), strict=True):
         os.dup2(source, target)
         os.close(source)
@@ -114,3 +116,14 @@ def _run(
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _end_with_parent() -> None:
+    """End this session with the process that asked for it: who starts the same again is alone.
+
+    The fork server is no help: it lives until all that it has forked have ended.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(0, signal.SIGKILL)

@@ -6,7 +6,9 @@ imports torch (seconds) before it starts anything.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from megatron_soaes.accelerator.copied import copied_to
 from megatron_soaes.accelerator.forked import ForkedProcess, can_fork
 from megatron_soaes.errors import ExitCode
 
@@ -29,6 +32,8 @@ ABORT_S = 2.0
 """How long an aborted rank may take to write its stacks, before it is killed."""
 QUIET_CODES = (ExitCode.OK, ExitCode.STOPPED)
 """Ends that need no explanation."""
+PR_SET_PDEATHSIG = 1
+"""prctl(2)"""
 LOG_LINES = 20
 """Lines of a rank's log that are shown when the job failed."""
 
@@ -53,34 +58,24 @@ def free_port() -> int:
 def launch(module: str, arguments: Sequence[str], processes: int, logs: Path) -> int:
     """Run `python -m module arguments` as ranks 0..processes-1 and return one exit code.
 
-    Rank 0 shares this terminal; the others write to `logs/rank{N}.log`. SIGINT, SIGTERM and SIGUSR1
-    are passed on to every rank. When a rank fails the others get SIGTERM, after `GRACE_S` SIGABRT
-    (a worker with `faulthandler` writes its stacks then) and SIGKILL, and the end of every log is
-    shown. The result is 0 when all ranks ended with 0, otherwise the code of the first failure
-    (a death by signal N counts as 128 + N).
+    Every rank writes to `logs/rank{N}.log`, and rank 0 to this terminal too. SIGINT, SIGTERM and
+    SIGUSR1 are passed on to every rank. When a rank fails the others get SIGTERM, after `GRACE_S`
+    SIGABRT (a worker with `faulthandler` writes its stacks then) and SIGKILL, and the end of every
+    log is shown. The result is 0 when all ranks ended with 0, otherwise the code of the first
+    failure (a death by signal N counts as 128 + N).
     """
     logs.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    workers = [
-        _start(
-            module,
-            arguments,
-            rank=rank,
-            processes=processes,
-            port=port,
-            log=logs / f"rank{rank}.log",
-        )
-        for rank in range(processes)
-    ]
-    with stop_signals_go_to(lambda received: _send(workers, received)):
-        try:
-            code = _wait(workers)
-            if code not in QUIET_CODES:
-                _show_logs(logs, processes)
-            return code
-        finally:
-            for worker in workers:
-                _kill_group(worker)
+    with copied_to(_log(logs, 0), 1, 2) as (out, err):
+        workers = _start(module, arguments, processes, logs, out=out, err=err)
+        with stop_signals_go_to(lambda received: _send(workers, received)):
+            try:
+                code = _wait(workers)
+            finally:
+                for worker in workers:
+                    _kill_group(worker)
+    if code not in QUIET_CODES:
+        _show_logs(logs, processes)
+    return code
 
 
 @contextmanager
@@ -97,26 +92,34 @@ def stop_signals_go_to(receive: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _log(logs: Path, rank: int) -> Path:
+    return logs / f"rank{rank}.log"
+
+
 def _start(
-    module: str, arguments: Sequence[str], *, rank: int, processes: int, port: int, log: Path
-) -> Worker:
+    module: str, arguments: Sequence[str], processes: int, logs: Path, *, out: int, err: int
+) -> list[Worker]:
+    """All ranks; rank 0 writes to `out` and `err`, which are closed here."""
     threads = max(1, (os.cpu_count() or 1) // processes)
-    environment = {
+    shared = {
         "OMP_NUM_THREADS": str(threads),
         # Megatron-Core overlaps tensor-parallel communication correctly only with one queue.
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "COLUMNS": str(shutil.get_terminal_size().columns),
         **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
     }
-    if rank == 0:
-        return _process(module, arguments, environment, out=1, err=2)
-    with log.open("ab") as stream:
-        file = stream.fileno()
-        return _process(module, arguments, environment, out=file, err=file)
+    workers = []
+    for rank in range(processes):
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if rank > 0:
+            out = err = os.open(_log(logs, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        workers.append(_process(module, arguments, environment, out=out, err=err))
+        for stream in {out, err}:
+            os.close(stream)
+    return workers
 
 
 def _process(
@@ -126,8 +129,19 @@ def _process(
         return ForkedProcess(module, arguments, environment, out=out, err=err)
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=out, stderr=err
+        command,
+        env=environment,
+        start_new_session=True,
+        stdout=out,
+        stderr=err,
+        preexec_fn=_end_with_launcher,  # noqa: PLW1509 (this process starts no threads of torch's)
     )
+
+
+def _end_with_launcher() -> None:
+    """Ask Linux to kill this process when the one that starts it dies: a new run must be alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wait(workers: list[Worker]) -> int:
@@ -152,10 +166,9 @@ def _wait(workers: list[Worker]) -> int:
 def _show_logs(logs: Path, processes: int) -> None:
     """The end of the logs of the ranks that do not share this terminal."""
     for rank in range(1, processes):
-        lines = (
-            (logs / f"rank{rank}.log").read_text(encoding="utf-8", errors="replace").splitlines()
-        )
-        print(f"--- rank {rank}, {logs / f'rank{rank}.log'}", file=sys.stderr)
+        log = _log(logs, rank)
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        print(f"--- rank {rank}, {log}", file=sys.stderr)
         print(*lines[-LOG_LINES:], sep="\n", file=sys.stderr)
 
 

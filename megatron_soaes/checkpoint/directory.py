@@ -19,6 +19,7 @@ from pathlib import Path
 
 from megatron_soaes import files
 from megatron_soaes.errors import UserError
+from megatron_soaes.failpoints import failpoint
 
 TRACKER = "latest_checkpointed_iteration.txt"
 BEST_TRACKER = "best_checkpointed_iteration.txt"
@@ -106,6 +107,7 @@ def temporary_directory(root: Path, iteration: int, token: str) -> Path:
 def publish_iteration(root: Path, temporary: Path, iteration: int) -> None:
     """Make a complete checkpoint in `temporary` the newest one: flush, rename, move the pointer."""
     files.publish_directory(temporary, iteration_directory(root, iteration))
+    failpoint("before-pointer")
     move_pointer(root, iteration)
 
 
@@ -124,6 +126,7 @@ def discard_iteration(root: Path, iteration: int) -> None:
     folder = iteration_directory(root, iteration)
     if folder.exists():
         trash = folder.with_name(f".{folder.name}.trash-{new_token()}")
+        failpoint("before-discard")
         folder.rename(trash)
         files.fsync_directory(root)
         shutil.rmtree(trash)

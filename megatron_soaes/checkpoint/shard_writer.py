@@ -11,6 +11,7 @@ from typing import Any
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
 from megatron_soaes.checkpoint.checksums import FileSum, sum_files
+from megatron_soaes.failpoints import failpoint
 
 
 class ShardWriter:
@@ -48,6 +49,7 @@ class ShardWriter:
         """
         if self._receiver is None:
             return {}
+        failpoint("mid-checkpoint-shard")
         try:
             results, sums = self._receiver.recv()
         except EOFError:

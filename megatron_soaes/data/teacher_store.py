@@ -27,6 +27,7 @@ from torch import Tensor
 
 from megatron_soaes import files
 from megatron_soaes.errors import UserError
+from megatron_soaes.failpoints import failpoint
 
 FORMAT = "soaes-teacher-store"
 VERSION = 1
@@ -145,6 +146,7 @@ class Capture:
         content = records.tobytes()
         with files.atomic_file(file, "wb") as stream:
             stream.write(content)
+        failpoint("mid-store-shard")
         sums = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         self._write(_sidecar(self._directory, shard), {file.name: sums})
 

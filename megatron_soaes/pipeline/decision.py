@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from megatron_soaes.errors import UserError
-from megatron_soaes.pipeline.manifest import Manifest, differing, read_manifest, why_stale
+from megatron_soaes.pipeline.manifest import Manifest, differing, paths_of, read_manifest, why_stale
 from megatron_soaes.stages.base import Plan
 
 BEGUN_FILE = "begun.json"
@@ -66,8 +66,9 @@ def _begun(plan: Plan, input_hashes: Mapping[str, str]) -> bool:
     before = json.loads(begun.read_text(encoding="utf-8"))
     if changed := differing(before, input_hashes):
         raise UserError(
-            f"stage {plan.name}", f"other inputs than it was begun with ({', '.join(changed)})",
+            f"stage {plan.name}",
+            f"other inputs than it was begun with ({paths_of(changed, plan)})",
             "the same inputs until it is finished",
             f"Restore them, or start the stage anew: --force {plan.name}.",
-        )  # fmt: skip
+        )
     return True

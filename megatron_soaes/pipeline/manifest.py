@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
@@ -15,9 +15,12 @@ import megatron_soaes
 from megatron_soaes import files
 from megatron_soaes.accelerator.machine import Machine
 from megatron_soaes.errors import UserError
+from megatron_soaes.failpoints import failpoint
 from megatron_soaes.stages.base import MANIFEST_FILE, Plan
 
 FORMAT_VERSION = 1
+MOST_SHOWN = 3
+"""Inputs that a message names."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Manifest:
     def write(self, directory: Path) -> None:
         """Write it atomically; the last act of a stage."""
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        failpoint("before-manifest")
         files.write_json(directory / MANIFEST_FILE, content)
 
 
@@ -88,7 +92,7 @@ def why_stale(manifest: Manifest, plan: Plan, input_hashes: Mapping[str, str]) -
         return "changed settings: " + ", ".join(changed)
     before = {name: record["hash"] for name, record in manifest.inputs.items()}
     if changed := differing(before, input_hashes):
-        return "changed inputs: " + ", ".join(changed)
+        return "changed inputs: " + paths_of(changed, plan)
     for output in manifest.outputs.values():
         for name, size in output.files.items():
             file = Path(output.path) / name if name else Path(output.path)
@@ -100,6 +104,13 @@ def why_stale(manifest: Manifest, plan: Plan, input_hashes: Mapping[str, str]) -
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The names, in order, whose values differ or that only one of both has."""
     return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
+def paths_of(inputs: Sequence[str], plan: Plan) -> str:
+    """Where a stage's inputs lie, as far as it still has them; many are counted."""
+    shown = [str(plan.inputs.get(name, f"{name}, which it had")) for name in inputs[:MOST_SHOWN]]
+    hidden = len(inputs) - len(shown)
+    return ", ".join(shown) + (f" and {hidden} more" if hidden else "")
 
 
 @cache

@@ -14,6 +14,7 @@ from megatron_soaes import files
 from megatron_soaes.accelerator.launch import Launcher, launch
 from megatron_soaes.accelerator.machine import Machine, read_machine
 from megatron_soaes.errors import ExitCode, UserError
+from megatron_soaes.failpoints import check_failpoint, failpoint
 from megatron_soaes.pipeline.decision import BEGUN_FILE, Action, Decision, decide
 from megatron_soaes.pipeline.dependencies import all_before, makers_of
 from megatron_soaes.pipeline.gates import hold_to_gates
@@ -52,6 +53,7 @@ def run(
     and UserError for inputs that are missing or changed under an unfinished stage, and for a
     selection that cannot be.
     """
+    check_failpoint()
     check(recipe)
     stages = stages_of(recipe)
     names_before, names_asked = selection.split(list(stages))
@@ -164,6 +166,7 @@ class Runner:
             return code
         manifest = self._manifest(plan, input_hashes, started)
         manifest.write(plan.directory)
+        failpoint("between-stages")
         self.results.hashes.save()
         self._report()
         self._finish(plan, manifest)

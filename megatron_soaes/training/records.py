@@ -12,13 +12,17 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def keep_records_until(metrics: Path, step: int) -> None:
-    """Drop the records of steps that a resumed run will do again, and a line cut by a crash."""
+    """Drop the records of what a resumed run will do again, and a line cut by a crash.
+
+    One that begins anew, after step 0, does everything again: the validation before the first step
+    too.
+    """
     if not metrics.exists():
         return
     kept = []
     for line in metrics.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if json.loads(line)["step"] <= step and step > 0:
                 kept.append(line + "\n")
         except ValueError:
             continue

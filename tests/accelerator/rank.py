@@ -35,7 +35,7 @@ def main(folder: Path, behaviours: list[str]) -> None:
                 signal.signal(number, note)
         elif behaviour == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        (folder / f"ready{rank}").touch()
+        (folder / f"ready{rank}").write_text(str(os.getpid()))
         time.sleep(30)
         (folder / f"forgotten{rank}").touch()
     elif behaviour.startswith("signal"):

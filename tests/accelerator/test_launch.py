@@ -33,8 +33,10 @@ def environment(folder: Path, rank: int) -> dict[str, str]:
 def test_all_ranks_succeed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "0", "0") == 0
     assert capfd.readouterr().out == "this is rank 0\n"
-    assert (tmp_path / "logs" / "rank1.log").read_text() == "this is rank 1\n"
-    assert not (tmp_path / "logs" / "rank0.log").exists()
+    assert [log.read_text() for log in sorted((tmp_path / "logs").iterdir())] == [
+        "this is rank 0\n",
+        "this is rank 1\n",
+    ]
 
 
 def test_ranks_know_who_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +97,30 @@ def test_a_signal_reaches_every_rank(tmp_path: Path, number: signal.Signals) -> 
     sender.join()
     assert [(tmp_path / f"signal{rank}").read_text() for rank in (0, 1)] == [str(int(number))] * 2
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path, forks: bool) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from megatron_soaes.accelerator import launch\n"
+        f"launch.can_fork = lambda: {forks}\n"
+        f"folder = {str(tmp_path)!r}\n"
+        f"launch.launch({RANK!r}, [folder, 'deaf', 'deaf'], 2, Path(folder))\n"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", code])
+    ready = [tmp_path / f"ready{rank}" for rank in (0, 1)]
+    while not all(file.exists() and file.read_text() for file in ready):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    for file in ready:
+        with pytest.raises(ProcessLookupError):
+            while True:
+                os.kill(int(file.read_text()), 0)
+                time.sleep(0.05)
+    assert not list(tmp_path.glob("forgotten*"))
 
 
 def test_a_free_port_is_free() -> None:

@@ -250,7 +250,8 @@ def test_changed_settings_run_again_survive_a_stop_and_keep_the_old_results(demo
     assert went_on.returncode == 0, went_on.stdout + went_on.stderr
     assert "cpt: goes on" in went_on.stdout
     assert f"cpt goes on after step {reached}" in went_on.stdout
-    assert "evaluation: runs again (changed inputs: checkpoint/cpt, " in went_on.stdout
+    changed = f"changed inputs: {demo.run_folder}/cpt/checkpoints"
+    assert f"evaluation: runs again ({changed}" in went_on.stdout
 
 
 def _steps_done(demo: Demo) -> int:

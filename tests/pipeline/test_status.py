@@ -78,9 +78,10 @@ def test_before_the_first_run_everything_waits_and_nothing_is_written(recipe: Pa
 def test_what_is_done_and_what_changed_since(tokenized: Path) -> None:
     assert states(tokenized)[ONE] is State.DONE
     assert states(tokenized)[CPT] is State.WAITING
-    (tokenized.parent / "one.jsonl").write_text(json.dumps({"text": "other"}) + "\n", "utf-8")
+    text = tokenized.parent / "one.jsonl"
+    text.write_text(json.dumps({"text": "other"}) + "\n", "utf-8")
     found = status(tokenized)
-    assert (found[ONE].state, found[ONE].why) == (State.CHANGED, "changed inputs: text/00000")
+    assert (found[ONE].state, found[ONE].why) == (State.CHANGED, f"changed inputs: {text}")
     assert found[TWO].state is State.DONE
     assert found[TWO].seconds is not None
 

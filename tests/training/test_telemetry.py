@@ -37,6 +37,13 @@ def test_a_resumed_run_drops_what_it_will_do_again(tmp_path: Path) -> None:
     assert steps_of(metrics) == [1, 2, 2]
 
 
+def test_a_run_that_begins_anew_validates_anew_before_the_first_step(tmp_path: Path) -> None:
+    metrics = tmp_path / METRICS_FILE
+    metrics.write_text('{"step": 0, "validation": {}}\n{"step": 1}\n', encoding="utf-8")
+    keep_records_until(metrics, 0)
+    assert steps_of(metrics) == []
+
+
 @pytest.mark.parametrize("cut", ['{"step": 3, "lo', '{"step"', "{", '{"step": 3, "loss": 1.0'])
 def test_a_line_cut_by_a_crash_is_dropped(tmp_path: Path, cut: str) -> None:
     metrics = tmp_path / METRICS_FILE

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,15 @@ class Chain:
     done: tuple[str, ...]
     """Stages that need no job."""
 
+    def ask(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command of Slurm's under the chain's environment file."""
+        variables = {
+            **os.environ,
+            "SOAES_SLURM_DIR": str(SCRIPTS),
+            "SOAES_ENVIRONMENT": str(self.environment),
+        }
+        return slurm(["bash", "-c", UNDER_ENVIRONMENT, "bash", *words], variables)
+
     def scripts(self) -> list[Path]:
         """The scripts of the jobs, and what they share."""
         used = dict.fromkeys(Path(command.script[0]) for command in self.commands)
@@ -110,11 +120,6 @@ def chain_of(recipe: Recipe, environment: Path | None = None) -> Chain:
     there.
     """
     check(recipe)
-    environment = (environment or SCRIPTS / ENVIRONMENT_FILE).resolve()
-    if not environment.is_file():
-        raise UserError(
-            environment, "no file", "an environment file", "Copy and edit slurm/environment.sh."
-        )
     stages = read_status(recipe)
     for stage in stages:
         if stage.state is State.BLOCKED:
@@ -122,6 +127,16 @@ def chain_of(recipe: Recipe, environment: Path | None = None) -> Chain:
                 f"stage {stage.name}", stage.why, "a stage that can run", "Mend that first."
             )
     done = tuple(stage.name for stage in stages if stage.state is State.DONE)
+    return chain_of_rest(recipe, done, environment)
+
+
+def chain_of_rest(recipe: Recipe, done: tuple[str, ...], environment: Path | None = None) -> Chain:
+    """The same for a recipe that is right, when it is known which stages are `done`."""
+    environment = (environment or SCRIPTS / ENVIRONMENT_FILE).resolve()
+    if not environment.is_file():
+        raise UserError(
+            environment, "no file", "an environment file", "Copy and edit slurm/environment.sh."
+        )
     folder = recipe.workdir / FOLDER
     commands = tuple(_command(recipe, job, folder) for job in jobs_of(recipe, done))
     return Chain(folder, commands, environment, done)
@@ -157,15 +172,10 @@ def submit(recipe: Recipe, environment: Path | None = None) -> list[Submitted]:
     # Without the defaults: rules tell what was asked for from what was not.
     text = recipe.model_dump_json(indent=2, exclude_unset=True)
     files.write_text(chain.folder / RECIPE_FILE, text + "\n")
-    variables = {
-        **os.environ,
-        "SOAES_SLURM_DIR": str(SCRIPTS),
-        "SOAES_ENVIRONMENT": str(chain.environment),
-    }
     submitted: list[Submitted] = []
     for command in chain.commands:
         words = command.words({one.name: one.job for one in submitted})
-        answer = slurm(["bash", "-c", UNDER_ENVIRONMENT, "bash", *words], variables)
+        answer = chain.ask(words)
         if answer.returncode != 0:
             if submitted:
                 cancel_jobs([one.job for one in submitted])
