@@ -7,7 +7,7 @@ NEMO_ENV ?= build/nemo
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-packages test-nemo lint format constraints clean
+.PHONY: demo test test-packages test-crash test-rehearse test-nemo lint format constraints clean
 
 demo: $(STAMP)
 	$(BIN)/python -m data_prep.rehearsal $(DEMO)/corpus
@@ -28,6 +28,14 @@ test-packages:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
 		slurmctld slurmd slurm-client munge chromium libmagic1
+
+# Twenty kills at random moments of a tiny run; some minutes.
+test-crash: $(STAMP)
+	$(BIN)/python -m pytest tests/crash/random_kills.py --capture=no
+
+# The examples for clusters, rehearsed from their first file to their last report; some minutes.
+test-rehearse: $(STAMP)
+	$(BIN)/python -m pytest tests/rehearsal/examples.py --capture=no
 
 # NeMo pins what this project must not, so it gets an environment of its own (2.5 GB).
 test-nemo: $(STAMP) $(NEMO_ENV)/.installed

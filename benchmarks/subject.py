@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,16 @@ class Subject:
     warm_up: int
     """Steps before the measured ones."""
     steps: int
+    precision_aware: bool = False
+    """Ours: gradients and optimizer state in bf16 (Transformer Engine's FusedAdam)."""
+    fewer_layers: int | None = None
+    """Layers of the same width that are measured where the whole model does not fit."""
+
+    def smaller(self) -> Subject:
+        """The same with fewer layers."""
+        assert self.fewer_layers is not None
+        name = f"{self.name}, {self.fewer_layers} of {self.shape.layers} layers"
+        return replace(self, name=name, shape=replace(self.shape, layers=self.fewer_layers))
 
     @property
     def tokens_per_step(self) -> int:
@@ -63,11 +73,28 @@ QWEN25_1_5B = qwen2(
     max_position=32768, rope_theta=1e6,
 )  # fmt: skip
 """Every side is a multiple of 128, so all FP8 recipes run on the whole model."""
+QWEN25_7B = qwen2(
+    152_064, layers=28, hidden=3584, heads=28, kv_heads=4, ffn=18944,
+    max_position=32768, rope_theta=1e6, tied_embeddings=False,
+)  # fmt: skip
 SMOKE = qwen2(512, layers=2, hidden=128, heads=2, kv_heads=1, ffn=256)
 QWEN_20M = qwen2(16_384, layers=8, hidden=384, heads=6, kv_heads=2, ffn=1024)
 QWEN_50M = qwen2(16_384, layers=10, hidden=576, heads=9, kv_heads=3, ffn=1536)
 
-FULL = Subject("Qwen2.5-1.5B", QWEN25_1_5B, 4096, 2, 4, warm_up=3, steps=10)
+SEVEN_B, SEVEN_B_LONG = (
+    Subject(
+        f"Qwen2.5-7B, {length} tokens", QWEN25_7B, length, 1, 16384 // length,
+        warm_up=2, steps=4, precision_aware=True, fewer_layers=14,
+    )
+    for length in (4096, 8192)
+)  # fmt: skip
+SMALL, SMALL_LONG = (
+    Subject(
+        f"Qwen2.5-1.5B, {length} tokens", QWEN25_1_5B, length, 8192 // length, 4,
+        warm_up=2, steps=6,
+    )
+    for length in (4096, 8192)
+)  # fmt: skip
 TINY = Subject("tiny Qwen2 (smoke run)", SMOKE, 256, 1, 2, warm_up=1, steps=3)
 ON_CPU = (
     Subject("20M", QWEN_20M, 512, 2, 1, warm_up=1, steps=6),

@@ -48,6 +48,7 @@ def time_steps(layout: Layout, steps: int) -> list[float]:
         rendezvous_from_environment,
     )
     from megatron_soaes.data.sample import Sample, collate
+    from megatron_soaes.recipe.fp8 import filling_of
     from megatron_soaes.recipe.schema import CPTStage, ModelSource
     from megatron_soaes.recipe.shapes import ModelShape
     from megatron_soaes.recipe.training_settings import Precision
@@ -91,7 +92,7 @@ def time_steps(layout: Layout, steps: int) -> list[float]:
                 collate(
                     [Sample(text, weights, bounds, 0)],
                     this_device().torch_device,
-                    layout.document_multiple,
+                    filling_of(layout),
                 )
                 for text in texts
             ]

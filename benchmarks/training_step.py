@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,10 @@ from megatron_soaes.accelerator.groups import (
 )
 from megatron_soaes.data.sample import MicroBatch
 from megatron_soaes.models.build import BuildOptions, dtype_named
+from megatron_soaes.planner.memory import rank_memory
+from megatron_soaes.planner.workload import Workload
 from megatron_soaes.recipe.schema import CPTStage
-from megatron_soaes.recipe.training_settings import Precision
+from megatron_soaes.recipe.training_settings import Layout, Precision
 from megatron_soaes.training.engine import build_chunks, build_engine
 from megatron_soaes.training.objective import CrossEntropy
 from megatron_soaes.training.step import train_step
@@ -30,6 +32,7 @@ from megatron_soaes.training.step import train_step
 LR = 1e-4
 MULTIPLE = 128
 INIT_STD = 0.02
+IN_BF16 = {"main_gradients": "bf16", "first_moment": "bf16", "second_moment": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,30 @@ class Figures:
     first_loss: float
     last_loss: float
     """Of the last measured step, in nats: evidence that the steps trained."""
+    planned_memory_bytes: int | None = None
+    """What the planner says of ours; None for the peer."""
 
 
 def ours(subject: Subject, dtype: str = "bf16", fp8: str | None = None) -> Figures:
     """Steps of this codebase, with an FP8 recipe on top where one is named."""
     with our_step(subject, dtype, fp8) as step:
-        return measure(subject, step)
+        return replace(measure(subject, step), planned_memory_bytes=planned(subject, dtype, fp8))
+
+
+def planned(subject: Subject, dtype: str, fp8: str | None) -> int:
+    """What our steps allocate at most as the planner has it, for Transformer Engine's layers."""
+    stage = _stage(subject, dtype, fp8)
+    workload = Workload(
+        subject.shape,
+        subject.shape.padded_vocab_size(MULTIPLE),
+        Layout(),
+        subject.sequence_length,
+        subject.micro_batch_size,
+        stage.global_batch_size,
+        stage.precision,
+        optimizer=stage.optimizer,
+    )
+    return rank_memory(workload, 0).allocated
 
 
 def transformers_peer(subject: Subject) -> Figures:
@@ -61,7 +82,8 @@ def our_step(
 ) -> Iterator[Callable[[int], float]]:
     """Forward, backward and update through Megatron-Core; the number of a step to its loss.
 
-    Main weights, gradients and optimizer state are fp32, as in every training stage.
+    Main weights, gradients and optimizer state are fp32, as in every training stage, unless the
+    subject is to be trained precision-aware.
     """
     stage = _stage(subject, dtype, fp8)
     with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
@@ -81,7 +103,8 @@ def transformers_step(subject: Subject, dtype: str) -> Callable[[int], float]:
     """The same model and tokens in `transformers` with SDPA and a fused AdamW.
 
     Weights, gradients and optimizer state are all of `dtype`: in bf16 less work and memory than
-    ours, the way it is used where speed counts.
+    ours, the way it is used where speed counts. On a GPU its layers are compiled (torch.compile,
+    one compilation for all of them).
     """
     shape = subject.shape
     # Not `this_device()`: the peer runs as `transformers` alone would, without our settings.
@@ -102,6 +125,9 @@ def transformers_step(subject: Subject, dtype: str) -> Callable[[int], float]:
     model = (
         transformers.Qwen2ForCausalLM(config).to(device=device, dtype=dtype_named(dtype)).train()
     )
+    if device.type == "cuda":
+        for layer in model.model.layers:
+            layer.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
 
     def step(number: int) -> float:
@@ -142,9 +168,13 @@ def _stage(subject: Subject, dtype: str, fp8: str | None) -> CPTStage:
             "blend": "synthetic",
             "steps": subject.warm_up + subject.steps,
             "sequence_length": subject.sequence_length,
-            "global_batch_size": subject.micro_batches,
+            "micro_batch_size": subject.micro_batch_size,
+            "global_batch_size": subject.micro_batches * subject.micro_batch_size,
             "precision": {"dtype": dtype, "fp8": {"recipe": fp8} if fp8 else None},
-            "optimizer": {"lr": LR},
+            "optimizer": {
+                "lr": LR,
+                "precision_aware": IN_BF16 if subject.precision_aware else None,
+            },
             "schedule": {"shape": "constant"},
         }
     )

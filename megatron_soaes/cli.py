@@ -20,6 +20,7 @@ from megatron_soaes.cli_nemo import nemo
 from megatron_soaes.cli_pair import pair
 from megatron_soaes.cli_pipeline import Overrides, RecipeFile, init, run, status
 from megatron_soaes.cli_pipeline import report as report_run
+from megatron_soaes.cli_planning import plan, preflight, rehearse
 from megatron_soaes.cli_selection import eval_relevance, thresholds, train_relevance
 from megatron_soaes.cli_slurm import slurm_app
 from megatron_soaes.errors import ExitCode, UserError
@@ -52,6 +53,9 @@ relevance_app.command("train")(train_relevance)
 relevance_app.command("eval")(eval_relevance)
 prep_app.add_typer(relevance_app, name="relevance")
 app.command()(init)
+app.command()(plan)
+app.command()(preflight)
+app.command()(rehearse)
 app.command()(run)
 app.command()(status)
 app.command("report")(report_run)

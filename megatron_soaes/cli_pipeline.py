@@ -4,17 +4,39 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megatron_soaes.errors import ExitCode
+
+if TYPE_CHECKING:
+    from megatron_soaes.recipe.schema import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes such as cpt.lr=1e-5 or models.target.layout.tensor_parallel=4."),
 ]
+
+
+SingleStage = Annotated[
+    bool,
+    typer.Option(
+        "--single-stage",
+        help="With a control that trains on the samples of all SFT stages at once, and is "
+        "evaluated: what the order of the stages is worth.",
+    ),
+]
+
+
+def load(recipe: Path, overrides: list[str] | None, single_stage: bool) -> Recipe:
+    """The recipe of a file with its changes and, if wanted, the control of its curriculum."""
+    from megatron_soaes.recipe.ablation import with_single_stage
+    from megatron_soaes.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    return with_single_stage(loaded) if single_stage else loaded
 
 
 class LauncherName(StrEnum):
@@ -28,14 +50,7 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     *,
-    single_stage: Annotated[
-        bool,
-        typer.Option(
-            "--single-stage",
-            help="Also train on the samples of all SFT stages at once, and evaluate that: what the "
-            "order of the stages is worth.",
-        ),
-    ] = False,
+    single_stage: SingleStage = False,
     first: Annotated[
         str | None,
         typer.Option("--from", help="Begin with this stage; those before it must be done."),
@@ -70,13 +85,9 @@ def run(
     from megatron_soaes.pipeline.run import run as run_recipe
     from megatron_soaes.pipeline.selection import Selection
     from megatron_soaes.pipeline.summary import print_summary
-    from megatron_soaes.recipe.ablation import with_single_stage
-    from megatron_soaes.recipe.load import load_recipe
 
     end_at_once_on_stop_signals()
-    loaded = load_recipe(recipe, overrides or [])
-    if single_stage:
-        loaded = with_single_stage(loaded)
+    loaded = load(recipe, overrides, single_stage)
     selection = Selection(first, last, tuple(force or ()), only)
     start = {LauncherName.LOCAL: launch, LauncherName.SRUN: launch_by_srun}[launcher]
     code = run_recipe(loaded, selection, dry_run=dry_run, launcher=start)
@@ -89,6 +100,7 @@ def status(
     recipe: RecipeFile,
     overrides: Overrides = None,
     *,
+    single_stage: SingleStage = False,
     as_json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
 ) -> None:
     """Show how far every stage of a recipe is; starts nothing."""
@@ -97,9 +109,8 @@ def status(
     from rich.console import Console
 
     from megatron_soaes.pipeline import status as reader
-    from megatron_soaes.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load(recipe, overrides, single_stage)
     stages = reader.read_status(loaded)
     if as_json:
         typer.echo(json.dumps(reader.as_json(stages), indent=2))
@@ -107,12 +118,13 @@ def status(
     Console(highlight=False).print(reader.status_table(loaded, stages))
 
 
-def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def report(
+    recipe: RecipeFile, overrides: Overrides = None, *, single_stage: SingleStage = False
+) -> None:
     """Write report.html and report.json of a run, finished or not, into its workdir."""
     from megatron_soaes.pipeline.report.page import write_report
-    from megatron_soaes.recipe.load import load_recipe
 
-    page = write_report(load_recipe(recipe, overrides or []))
+    page = write_report(load(recipe, overrides, single_stage))
     typer.echo(f"{page} (and {page.with_suffix('.json').name} beside it)")
 
 

@@ -1,7 +1,8 @@
-"""The list of measurements. To add one, write a function `Subject -> Figures` and list it here.
+"""The list of measurements: each subject in each arithmetic, and the peer.
 
-`python -m benchmarks.gpu.measurements NAME [--tiny]` does one in a process of its own, so that its
-peak memory is its own and its failure stays its own, and prints the figures as JSON.
+`python -m benchmarks.gpu.measurements NUMBER [--tiny] [--smaller]` does one in a process of its
+own, so that its peak memory is its own and its failure stays its own, and prints the figures as
+JSON.
 """
 
 from __future__ import annotations
@@ -12,48 +13,71 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from benchmarks.subject import FULL, TINY, Subject
+from benchmarks.subject import SEVEN_B, SEVEN_B_LONG, SMALL, SMALL_LONG, TINY, Subject
 from benchmarks.training_step import Figures, ours, transformers_peer
 from megatron_soaes.accelerator.machine import Machine
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One row of the table."""
+class Step:
+    """One way of training."""
 
     name: str
     function: Callable[[Subject], Figures]
     fp8: str | None = None
     """The FP8 recipe it needs; where the machine has none, the row says so."""
+    ours: bool = True
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of a subject's table."""
+
+    subject: Subject
+    step: Step
 
     def missing(self, machine: Machine) -> str | None:
         """Why this machine cannot do it, None when it can."""
-        if self.fp8 is None:
-            return None
-        if self.fp8 not in machine.fp8_recipes:
-            return f"no {self.fp8} FP8 on this machine"
-        if "transformer-engine" not in machine.versions:
+        engine = "transformer-engine" in machine.versions
+        if self.step.fp8 is not None and self.step.fp8 not in machine.fp8_recipes:
+            return f"no {self.step.fp8} FP8 on this machine"
+        if (self.step.fp8 or (self.step.ours and self.subject.precision_aware)) and not engine:
             return "transformer-engine is not installed"
         return None
 
 
-MEASUREMENTS = (
-    Measurement("bf16", ours),
-    Measurement("FP8 delayed", partial(ours, fp8="delayed"), "delayed"),
-    Measurement("FP8 tensorwise", partial(ours, fp8="tensorwise"), "tensorwise"),
-    Measurement("FP8 blockwise", partial(ours, fp8="blockwise"), "blockwise"),
-    Measurement("transformers, SDPA, all bf16", transformers_peer),
+BF16 = Step("bf16", ours)
+DELAYED, TENSORWISE, BLOCKWISE = (
+    Step(f"FP8 {recipe}", partial(ours, fp8=recipe), recipe)
+    for recipe in ("delayed", "tensorwise", "blockwise")
 )
+PEER = Step("transformers, SDPA, compiled, all bf16", transformers_peer, ours=False)
+EVERY_RECIPE = (BF16, TENSORWISE, PEER, DELAYED, BLOCKWISE)
+SHORT = (BF16, TENSORWISE, PEER)
+
+MEASUREMENTS = tuple(
+    Measurement(subject, step)
+    for subject, steps in (
+        (SEVEN_B, EVERY_RECIPE),
+        (SMALL, EVERY_RECIPE),
+        (SEVEN_B_LONG, SHORT),
+        (SMALL_LONG, SHORT),
+    )
+    for step in steps
+)
+"""The most important first: time may run out."""
 
 
 def main() -> None:
-    """Do the named measurement."""
+    """Do the numbered measurement."""
     parser = argparse.ArgumentParser(description="Do one measurement and print it as JSON.")
-    parser.add_argument("name", choices=[measurement.name for measurement in MEASUREMENTS])
+    parser.add_argument("number", type=int, choices=range(len(MEASUREMENTS)))
     parser.add_argument("--tiny", action="store_true", help="a tiny model: checks the code only")
+    parser.add_argument("--smaller", action="store_true", help="the subject with fewer layers")
     arguments = parser.parse_args()
-    (chosen,) = (m for m in MEASUREMENTS if m.name == arguments.name)
-    print(json.dumps(asdict(chosen.function(TINY if arguments.tiny else FULL))))
+    chosen = MEASUREMENTS[arguments.number]
+    subject = chosen.subject.smaller() if arguments.smaller else chosen.subject
+    print(json.dumps(asdict(chosen.step.function(TINY if arguments.tiny else subject))))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""One dated section of a results file: what was run, with what, and the table."""
+"""One dated section of a results file: what was run, with what, and a table for each subject."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 
-from benchmarks.subject import Subject
+from benchmarks.gpu.pair import PairFigures
+from benchmarks.subject import SMALL, Subject
 from benchmarks.training_step import Figures
 from megatron_soaes import files
 from megatron_soaes.accelerator.machine import Machine
@@ -14,7 +17,7 @@ from megatron_soaes.accelerator.machine import Machine
 GIB = 2**30
 COLUMNS = (
     "step", "ms a step", "tokens/s", "TFLOP/s", "of datasheet", "of measured", "peak GiB",
-    "loss, first to last",
+    "planned GiB", "loss, first to last",
 )  # fmt: skip
 
 
@@ -22,6 +25,7 @@ COLUMNS = (
 class Row:
     """A measurement, or why there is none."""
 
+    subject: Subject
     name: str
     figures: Figures | None
     note: str = ""
@@ -32,7 +36,6 @@ class Report:
     """Everything one run found."""
 
     machine: Machine
-    subject: Subject
     command: str
     checks: str
     """The last line of the GPU tests."""
@@ -41,12 +44,14 @@ class Report:
     measured: float
     """TFLOP/s of a bf16 matrix product."""
     rows: list[Row]
+    pair: Sequence[PairFigures] | str = ()
+    """Speculative decoding by mode, or why there are no figures."""
 
 
 def section(report: Report, now: datetime | None = None) -> str:
     """The report as Markdown. MFU counts model FLOPs (`ModelShape.flops_per_token`) against bf16
     rates in every row, so that FP8 rows compare with the others."""
-    machine, subject = report.machine, report.subject
+    machine = report.machine
     device = machine.gpu_name or f"CPU, {machine.cores} cores"
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     datasheet = f"{report.datasheet:g} TFLOP/s" if report.datasheet else "no figure"
@@ -57,28 +62,66 @@ def section(report: Report, now: datetime | None = None) -> str:
         "",
         f"- GPU checks: {report.checks}",
         f"- Versions: {versions}",
-        f"- {subject.name}, {subject.shape.parameters / 1e6:,.1f}M parameters, random weights; "
-        f"sequence {subject.sequence_length}, micro-batch {subject.micro_batch_size}, "
-        f"{subject.tokens_per_step:,} tokens a step; median of {subject.steps} steps",
         f"- bf16 rate by datasheet: {datasheet}; measured matrix product: "
-        f"{report.measured:.3g} TFLOP/s. Both shares are model FLOPs "
-        f"({subject.shape.flops_per_token(subject.sequence_length):.3g} a token) against these, "
-        "for FP8 too.",
+        f"{report.measured:.3g} TFLOP/s. Both shares are model FLOPs against these, for FP8 too.",
+        "",
+    ]
+    for subject, rows in groupby(report.rows, key=lambda row: row.subject):
+        lines += _table(report, subject, list(rows))
+    lines += _pair(report.pair)
+    return "\n".join(lines)
+
+
+def _table(report: Report, subject: Subject, rows: Sequence[Row]) -> list[str]:
+    optimizer = "bf16 gradients and moments" if subject.precision_aware else "fp32 optimizer state"
+    return [
+        f"{subject.name}: {subject.shape.parameters / 1e6:,.1f}M parameters, random weights, "
+        f"{optimizer} (ours); micro-batch {subject.micro_batch_size}, "
+        f"{subject.tokens_per_step:,} tokens a step, "
+        f"{subject.shape.flops_per_token(subject.sequence_length):.3g} model FLOPs a token; "
+        f"median of {subject.steps} steps",
         "",
         _line(COLUMNS),
         _line(["---"] + ["---:"] * (len(COLUMNS) - 1)),
-        *(_row(report, row) for row in report.rows),
+        *(_row(report, row) for row in rows),
         "",
     ]
-    return "\n".join(lines)
+
+
+def _pair(pair: Sequence[PairFigures] | str) -> list[str]:
+    if isinstance(pair, str):
+        return [f"Speculative decoding: {pair}", ""]
+    columns = ("mode", "draft length", "speedup", "acceptance", "text as promised")
+    rows = (
+        _line(
+            [
+                one.mode,
+                str(one.draft_length),
+                f"{one.speedup:.2f} ({one.low:.2f} to {one.high:.2f})",
+                f"{one.acceptance:.1%}",
+                "yes" if one.identical else "NO",
+            ]
+        )
+        for one in pair
+    )
+    return [
+        f"Speculative decoding, {SMALL.name.partition(',')[0]} with a draft made to agree "
+        "(benchmarks/gpu/pair.py), one sequence, against plain decoding:",
+        "",
+        _line(columns),
+        _line(["---"] + ["---:"] * (len(columns) - 1)),
+        *rows,
+        "",
+    ]
 
 
 def _row(report: Report, row: Row) -> str:
     if row.figures is None:
         return _line([row.name, row.note] + [""] * (len(COLUMNS) - 2))
-    figures, subject = row.figures, report.subject
+    figures, subject = row.figures, row.subject
     rate = subject.tokens_per_step / figures.seconds_per_step
     tflops = rate * subject.shape.flops_per_token(subject.sequence_length) / 1e12
+    planned = figures.planned_memory_bytes
     return _line(
         [
             row.name,
@@ -88,6 +131,7 @@ def _row(report: Report, row: Row) -> str:
             f"{tflops / report.datasheet:.1%}" if report.datasheet else "-",
             f"{tflops / report.measured:.1%}",
             f"{figures.peak_memory_bytes / GIB:.1f}",
+            f"{planned / GIB:.1f}" if planned else "-",
             f"{figures.first_loss:.3f} to {figures.last_loss:.3f}",
         ]
     )

@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 from benchmarks.gpu.ceiling import datasheet_tflops, measured_tflops
-from benchmarks.gpu.measurements import MEASUREMENTS, Measurement
+from benchmarks.gpu.measurements import MEASUREMENTS
+from benchmarks.gpu.pair import PairFigures
 from benchmarks.gpu.results import Report, Row, append, section
-from benchmarks.subject import FULL, TINY
+from benchmarks.subject import TINY, Subject
 from benchmarks.training_step import Figures
 from megatron_soaes.accelerator.machine import Machine, read_machine
 
@@ -27,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 TIME_LIMIT_S = 460.0
 """Of everything together; the rest of the 8 minutes is for the matrix product and the report."""
 FAILED = "failed: "
+OUT_OF_MEMORY = "OutOfMemoryError"
+"""In the last line of a process that found no memory on the GPU."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,19 +44,21 @@ def main(arguments: list[str] | None = None) -> int:
     deadline = time.monotonic() + TIME_LIMIT_S
     checks_passed, checks = run_checks(deadline)
     print(f"GPU checks: {checks}", flush=True)
-    rows = [run(measurement, machine, options.tiny, deadline) for measurement in MEASUREMENTS]
+    rows = [run(number, machine, options.tiny, deadline) for number in range(len(MEASUREMENTS))]
+    pair = run_pair(options.tiny, deadline)
     report = Report(
         machine=machine,
-        subject=TINY if options.tiny else FULL,
         command="python -m benchmarks.gpu.run_all" + (" --tiny" if options.tiny else ""),
         checks=checks,
         datasheet=datasheet_tflops(machine),
         measured=measured_tflops(512 if options.tiny else 8192),
         rows=rows,
+        pair=pair,
     )
     append(options.results, section(report))
     print(f"The figures stand at the end of {options.results}.")
-    return 0 if checks_passed and not any(row.note.startswith(FAILED) for row in rows) else 1
+    failed = [note for note in (*(row.note for row in rows), pair) if str(note).startswith(FAILED)]
+    return 0 if checks_passed and not failed else 1
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -83,22 +88,50 @@ def run_checks(deadline: float) -> tuple[bool, str]:
     return done.returncode == 0, lines[-1] if lines else f"pytest ended with {done.returncode}"
 
 
-def run(measurement: Measurement, machine: Machine, tiny: bool, deadline: float) -> Row:
-    """Do one measurement in a process of its own, which is stopped at `deadline`."""
-    missing = measurement.missing(machine)
+def run(number: int, machine: Machine, tiny: bool, deadline: float) -> Row:
+    """Do one measurement in a process of its own, which is stopped at `deadline`.
+
+    A model that does not fit is tried again with fewer layers, where the subject has that.
+    """
+    wanted = MEASUREMENTS[number]
+    missing = wanted.missing(machine)
+    name, subject = wanted.step.name, TINY if tiny else wanted.subject
+    said = f"{wanted.subject.name}: {name}"
     if missing:
-        print(f"{measurement.name}: not run, {missing}", flush=True)
-        return Row(measurement.name, None, f"not run: {missing}")
-    print(f"{measurement.name} ...", flush=True)
-    command = ["-m", "benchmarks.gpu.measurements", measurement.name, *["--tiny"] * tiny]
+        print(f"{said}: not run, {missing}", flush=True)
+        return Row(subject, name, None, f"not run: {missing}")
+    print(f"{said} ...", flush=True)
+    command = ["-m", "benchmarks.gpu.measurements", str(number), *["--tiny"] * tiny]
+    row = _measured(command, subject, name, deadline)
+    if OUT_OF_MEMORY in row.note and subject.fewer_layers:
+        print(f"{said}: does not fit; with {subject.fewer_layers} layers ...", flush=True)
+        return _measured([*command, "--smaller"], subject.smaller(), name, deadline)
+    return row
+
+
+def run_pair(tiny: bool, deadline: float) -> list[PairFigures] | str:
+    """Measure speculative decoding in a process of its own; figures, or why there are none."""
+    print("speculative decoding ...", flush=True)
+    done = _python(["-m", "benchmarks.gpu.pair", *["--tiny"] * tiny], deadline)
+    if done is None or done.returncode != 0:
+        return FAILED + _reason(done)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return [PairFigures(**one) for one in found]
+
+
+def _measured(command: list[str], subject: Subject, name: str, deadline: float) -> Row:
     done = _python(command, deadline)
+    if done is None or done.returncode != 0:
+        return Row(subject, name, None, FAILED + _reason(done))
+    return Row(subject, name, Figures(**json.loads(done.stdout.splitlines()[-1])))
+
+
+def _reason(done: subprocess.CompletedProcess[str] | None) -> str:
+    """Why a process gave no figures; its errors are shown."""
     if done is None:
-        return Row(measurement.name, None, f"{FAILED}no time left")
-    if done.returncode != 0:
-        print(done.stderr, file=sys.stderr, flush=True)
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1].replace("|", "/")
-        return Row(measurement.name, None, FAILED + reason)
-    return Row(measurement.name, Figures(**json.loads(done.stdout.splitlines()[-1])))
+        return "no time left"
+    print(done.stderr, file=sys.stderr, flush=True)
+    return (done.stderr.strip().splitlines() or ["no message"])[-1].replace("|", "/")
 
 
 def _python(arguments: list[str], deadline: float) -> subprocess.CompletedProcess[str] | None:

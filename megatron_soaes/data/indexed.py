@@ -78,12 +78,7 @@ class Windows:
         """
         self._source = source
         self._eod = settings.tokenizer.eod
-        indexed = open_indexed(documents.prefix)
-        total = int(indexed.sequence_lengths.shape[0])
-        first = round(documents.first_share * total)
-        last = round(documents.last_share * total)
-        indices = np.arange(first, last, dtype=np.int32)
-        _check(documents, indexed, indices, settings)
+        indexed, indices = open_documents(documents, settings)
         self._identity = documents.identity() | {
             "sequence_length": settings.sequence_length,
             "seed": settings.seed,
@@ -129,6 +124,22 @@ def open_indexed(prefix: Path) -> IndexedDataset:
                 "Give the path without .bin/.idx, or make it with data_prep/preprocess_data.py.",
             )  # fmt: skip
     return IndexedDataset(str(prefix))
+
+
+def open_documents(
+    documents: DocumentRange, settings: WindowSettings
+) -> tuple[IndexedDataset, NDArray[np.int32]]:
+    """A dataset and the numbers of the documents that the range takes of it.
+
+    Raises UserError as `Windows` does.
+    """
+    indexed = open_indexed(documents.prefix)
+    total = int(indexed.sequence_lengths.shape[0])
+    first = round(documents.first_share * total)
+    last = round(documents.last_share * total)
+    indices = np.arange(first, last, dtype=np.int32)
+    _check(documents, indexed, indices, settings)
+    return indexed, indices
 
 
 def _check(

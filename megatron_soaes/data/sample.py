@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_soaes.data.teacher_store import Answers
+from megatron_soaes.recipe.fp8 import Filling
+
+NO_FILLING = Filling()
 
 
 @dataclass(frozen=True)
@@ -97,16 +100,15 @@ class MicroBatch:
 def collate(
     samples: Sequence[Sample],
     device: torch.device,
-    multiple: int = 1,
+    filling: Filling = NO_FILLING,
     answers: Sequence[Answers] = (),
 ) -> MicroBatch:
     """Lay samples end to end; each window is cut to its inputs, so nothing crosses samples.
 
     `answers` are a teacher's to each sample, if it was asked.
 
-    Every document is filled up to a multiple of `multiple` tokens, as splitting documents over
-    context-parallel ranks asks for. What is filled in comes last and weighs nothing, so it changes
-    nothing for the document's own tokens.
+    Every document is filled up as `filling` says. What is filled in comes last and weighs nothing,
+    so it changes nothing for the document's own tokens.
     """
     bounds = [0]
     for sample in samples:
@@ -116,7 +118,8 @@ def collate(
         bounds.extend(int(offset + start) for start in starts if start < sample.length)
         bounds.append(offset + sample.length)
     lengths = np.diff(bounds)
-    filled = np.concatenate(([0], np.cumsum(-(-lengths // multiple) * multiple)))
+    filled = np.concatenate(([0], np.cumsum(-(-lengths // filling.document) * filling.document)))
+    filled[-1] += -filled[-1] % filling.whole
     places = np.arange(bounds[-1]) + np.repeat(filled[:-1] - bounds[:-1], lengths)
 
     def lay(parts: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:

@@ -21,7 +21,7 @@ from megatron_soaes.errors import UserError
 from megatron_soaes.models.rope import rope_inverse_frequencies
 from megatron_soaes.models.specs import block_spec
 from megatron_soaes.recipe.shapes import ModelShape
-from megatron_soaes.recipe.training_settings import FP8, Layout, Recompute
+from megatron_soaes.recipe.training_settings import FP8, Kernels, Layout, Recompute
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -35,6 +35,7 @@ class BuildOptions:
     """Rows of the embedding and the output layer, all ranks together."""
     layout: Layout = field(default_factory=Layout)
     recompute: Recompute = field(default_factory=Recompute)
+    kernels: Kernels = field(default_factory=Kernels)
     fp8: FP8 | None = None
     local_layers: bool = False
     """Build from Megatron-Core's local layers even where Transformer Engine is installed: its fp32
@@ -139,13 +140,14 @@ def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerC
         # A weight is right or an error: uninitialised memory must never pass for a model.
         perform_initialization=False,
         calculate_per_token_loss=True,
-        bias_activation_fusion=False,
+        bias_activation_fusion=options.kernels.swiglu,
+        apply_rope_fusion=options.kernels.rope,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=options.kernels.gradient_accumulation,
         **_recompute(options.recompute),
-        **_fp8(options.fp8),
+        **fp8_settings(options.fp8),
     )
 
 
@@ -161,11 +163,18 @@ def _recompute(recompute: Recompute) -> dict[str, Any]:
     return {"recompute_granularity": "selective", "recompute_modules": list(recompute.modules)}
 
 
-def _fp8(fp8: FP8 | None) -> dict[str, Any]:
+def fp8_settings(fp8: FP8 | None) -> dict[str, Any]:
+    """Megatron-Core's names for the FP8 settings; none without FP8."""
     if fp8 is None:
         return {}
     return {
         "fp8": fp8.format,
         "fp8_recipe": fp8.recipe,
         "first_last_layers_bf16": fp8.first_last_layers_bf16,
+        "fp8_param": fp8.param_gather,
+        "fp8_dot_product_attention": fp8.attention != "none",
+        "fp8_multi_head_attention": fp8.attention == "multi_head",
+        "fp8_amax_history_len": fp8.amax_history,
+        "fp8_amax_compute_algo": fp8.amax_compute,
+        "fp8_margin": fp8.margin,
     }

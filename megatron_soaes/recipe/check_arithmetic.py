@@ -9,6 +9,7 @@ from megatron_soaes.recipe.check_distillation import check_distillation
 from megatron_soaes.recipe.check_evaluation import check_evaluation
 from megatron_soaes.recipe.check_references import check_references
 from megatron_soaes.recipe.check_schedule import check_schedule
+from megatron_soaes.recipe.engine import engine_arithmetic
 from megatron_soaes.recipe.fp8 import fp8_arithmetic
 from megatron_soaes.recipe.graph import layout_of, steps_of
 from megatron_soaes.recipe.problems import Problem
@@ -126,6 +127,11 @@ def _pipeline_stages(layout: Layout, path: str, layers: int) -> Iterator[Problem
         fix = "Change first_stage_layers or last_stage_layers."
         yield Problem(f"{path}.{next(iter(given))}", found, rule, fix)
         return
+    if stages == 0 and layout.virtual_pipeline > 1:
+        # Megatron-Core 0.16.1 divides by the stages between the ends (get_num_layers_to_build).
+        rule = "1, because the two ends are all stages"
+        fix = "Give the layers of one end only: those of the other follow."
+        yield Problem(f"{path}.virtual_pipeline", str(layout.virtual_pipeline), rule, fix)
     if not given:
         yield from _divisor(f"{path}.pipeline_parallel", stages, layers, "layers")
     if layout.pipeline_parallel > 1 and stages and rest % stages == 0:
@@ -148,6 +154,7 @@ def _training(
         yield from _profile(stage, steps, layout)
     if stage.precision.fp8:
         yield from fp8_arithmetic(stage, layout, shape)
+    yield from engine_arithmetic(stage)
 
 
 def _sequence(

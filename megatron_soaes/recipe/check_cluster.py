@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_soaes.recipe.check_arithmetic import divisors, layout_path
+from megatron_soaes.recipe.engine import PRECISION_AWARE_SINCE, engine_settings
 from megatron_soaes.recipe.fp8 import release, transformer_engine_rules
 from megatron_soaes.recipe.gpus import GPUS
 from megatron_soaes.recipe.graph import layout_of
 from megatron_soaes.recipe.problems import Problem, did_you_mean
-from megatron_soaes.recipe.schema import Cluster, PreciseStage, Recipe, Stage
+from megatron_soaes.recipe.schema import Cluster, PreciseStage, Recipe, Stage, TrainingStage
 
 
 def check_cluster(recipe: Recipe) -> list[Problem]:
@@ -24,6 +25,8 @@ def check_cluster(recipe: Recipe) -> list[Problem]:
         problems += _processes(recipe, stage, cluster)
         if isinstance(stage, PreciseStage) and stage.precision.fp8:
             problems += _fp8(stage, cluster)
+        if isinstance(stage, TrainingStage):
+            problems += _engine(stage, cluster)
     return list(dict.fromkeys(problems))
 
 
@@ -72,3 +75,15 @@ def _fp8(stage: PreciseStage, cluster: Cluster) -> Iterator[Problem]:
         yield Problem("cluster.transformer_engine", "nothing", rule, fix)
     elif release(version):
         yield from transformer_engine_rules(stage, version)
+
+
+def _engine(stage: TrainingStage, cluster: Cluster) -> Iterator[Problem]:
+    version, wanted = cluster.transformer_engine, dict(engine_settings(stage))
+    if wanted and version is None:
+        fix = "Give the version installed on the cluster, such as 2.11.0."
+        rule = f"a version, because of {next(iter(wanted))}"
+        yield Problem("cluster.transformer_engine", "nothing", rule, fix)
+    aware = f"stages.{stage.name}.optimizer.precision_aware"
+    if version and aware in wanted and release(version) < release(PRECISION_AWARE_SINCE):
+        rule = f"what Transformer Engine {version} has"
+        yield Problem(aware, "set", rule, f"Install {PRECISION_AWARE_SINCE} or later.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from megatron_soaes.accelerator.machine import Machine
 from megatron_soaes.recipe.check_arithmetic import layout_path
+from megatron_soaes.recipe.engine import engine_settings
 from megatron_soaes.recipe.fp8 import transformer_engine_rules
 from megatron_soaes.recipe.graph import layout_of
 from megatron_soaes.recipe.problems import Problem
@@ -41,6 +42,8 @@ def check_node(recipe: Recipe, machine: Machine) -> list[Problem]:
             problems += _processes(recipe, stage, machine)
         if isinstance(stage, PreciseStage) and stage.precision.fp8:
             problems += _fp8(stage, machine)
+        if isinstance(stage, TrainingStage):
+            problems += _needing_engine(stage, machine)
     return list(dict.fromkeys(problems))
 
 
@@ -81,6 +84,20 @@ def _fp8(stage: PreciseStage, machine: Machine) -> Iterator[Problem]:
         yield Problem(path, recipe, "no FP8 without the package transformer-engine", fix)
     else:
         yield from transformer_engine_rules(stage, version)
+
+
+def _needing_engine(stage: TrainingStage, machine: Machine) -> Iterator[Problem]:
+    """What only a GPU with Transformer Engine does, and apex for one of it."""
+    wanted = dict(engine_settings(stage))
+    engine = machine.device == "cuda" and "transformer-engine" in machine.versions
+    for field, value in wanted.items():
+        if not engine:
+            rule = "nothing without a GPU and the package transformer-engine"
+            yield Problem(field, value, rule, "Run it where these are, or leave it out.")
+    gradients = f"stages.{stage.name}.kernels.gradient_accumulation"
+    if engine and gradients in wanted and machine.apex != "nvidia":
+        rule = "false without NVIDIA's apex, which has the kernel for the output layer"
+        yield Problem(gradients, "true", rule, "Install apex, or leave it out.")
 
 
 def substitutions(recipe: Recipe, machine: Machine) -> list[Substitution]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from megatron_soaes.errors import UserError
 from megatron_soaes.recipe.check_distillation import check_answers_in_time
-from megatron_soaes.recipe.check_evaluation import evaluation_metrics
+from megatron_soaes.recipe.check_gates import gate_problems
 from megatron_soaes.recipe.check_sft import check_blend_kind, check_passes, check_single_stage
 from megatron_soaes.recipe.data_settings import Dataset
-from megatron_soaes.recipe.gates import Gate
 from megatron_soaes.recipe.graph import (
     BEST,
     IMPORT,
@@ -114,7 +112,7 @@ def _stage(recipe: Recipe, stage: Stage) -> Iterator[Problem]:
         yield from _held_out(recipe, f"{path}.validation", stage.validation)
         yield from check_passes(recipe, stage)
         yield from check_answers_in_time(recipe, stage, stage.validation)
-    yield from _gates(recipe, stage)
+    yield from gate_problems(recipe, stage)
 
 
 def _starts(recipe: Recipe, stage: Stage, path: str, names: Sequence[str]) -> Iterator[Problem]:
@@ -183,21 +181,3 @@ def _trains_on(recipe: Recipe, stage: Stage, dataset: str) -> bool:
         return False
     blend = recipe.data.blends.get(stage.blend) if stage.blend else None
     return blend is not None and dataset in blend.names()
-
-
-def _gates(recipe: Recipe, stage: Stage) -> Iterator[Problem]:
-    path = f"stages.{stage.name}.gates"
-    for text in stage.gates:
-        try:
-            gate = Gate.parse(text)
-        except UserError as error:
-            yield Problem(path, error.found, error.expected, error.fix)
-            continue
-        if isinstance(stage, EvaluateStage):
-            known = evaluation_metrics(recipe.evaluation, stage)
-            yield from unknown(path, [gate.metric], known, "a metric of the stage")
-        area, _, rest = gate.metric.partition(".")
-        measured = rest.partition(".")[0]
-        if isinstance(stage, TrainingStage) and area == "validation":
-            sets = stage.validation.sets
-            yield from unknown(path, [measured], sets, "a set of the stage's validation.sets")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from megatron_soaes.recipe.problems import Problem
 from megatron_soaes.recipe.schema import CaptureStage, PreciseStage
 from megatron_soaes.recipe.shapes import ModelShape
-from megatron_soaes.recipe.training_settings import Layout
+from megatron_soaes.recipe.training_settings import FP8, Layout
 
 TRANSFORMER_ENGINE_SINCE = {
     "delayed": "1.0.0",
@@ -17,6 +19,10 @@ TRANSFORMER_ENGINE_SINCE = {
     "blockwise": "2.3.0",
 }
 """First version with each recipe (Megatron-Core 0.16.1, fp8_utils.get_fp8_recipe)."""
+
+ONLY_DELAYED = frozenset({"attention", "amax_history", "amax_compute", "margin"})
+"""Settings of scaling factors that are found from steps before; FP8 attention among them, which is
+held back for the other recipes until it was measured with them."""
 
 LAYERNORM_RECOMPUTE_SINCE = "2.6.0"
 """First version that recomputes norms under FP8 (Megatron-Core 0.16.1, TransformerConfig)."""
@@ -41,8 +47,48 @@ def fp8_arithmetic(
             fix = "Take layernorm out of the list, or choose another FP8 recipe."
             rule = "no layernorm with the delayed FP8 recipe"
             yield Problem(f"stages.{stage.name}.recompute.modules", "layernorm", rule, fix)
+    else:
+        for field in sorted(ONLY_DELAYED & fp8.model_fields_set):
+            fix = "Leave it out, or choose the delayed recipe."
+            rule = f"nothing with {fp8.recipe}, which keeps no history"
+            yield Problem(f"{path}.fp8.{field}", str(getattr(fp8, field)), rule, fix)
+    if fp8.recipe == "mxfp8" and fp8.param_gather:
+        fix = "Set it to false, or choose another FP8 recipe."
+        rule = "false with mxfp8, whose weights have two forms"
+        yield Problem(f"{path}.fp8.param_gather", "true", rule, fix)
+    if isinstance(stage, CaptureStage) and fp8.param_gather:
+        fix = "Leave it out: nothing is gathered where nothing is trained."
+        yield Problem(f"{path}.fp8.param_gather", "true", "false in a capture", fix)
     if shape:
         yield from _dimensions(stage, layout, shape, f"{path}.fp8")
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What packed documents are filled up to."""
+
+    document: int = 1
+    """A multiple of this: each."""
+    whole: int = 1
+    """A multiple of this, and of `document`: all of a micro-batch together, with the last."""
+
+
+def filling_of(layout: Layout, fp8: FP8 | None = None) -> Filling:
+    """What a layout asks of documents, and FP8 of the tokens of each process.
+
+    Without context parallelism nothing is filled up: a sample's length is the recipe's, whose
+    checks look at it.
+    """
+    if layout.context_parallel == 1:
+        return Filling()
+    whole = side_multiple(fp8) * layout.sequence_parts if fp8 else 1
+    document = 2 * layout.sequence_parts
+    return Filling(document, math.lcm(document, whole))
+
+
+def side_multiple(fp8: FP8) -> int:
+    """What every side of an FP8 matrix is a multiple of: a block's side for mxfp8."""
+    return 32 if fp8.recipe == "mxfp8" else 16
 
 
 def _dimensions(
@@ -50,10 +96,10 @@ def _dimensions(
 ) -> Iterator[Problem]:
     """Every side of every FP8 matrix product is a multiple of 16, of a block's 32 for mxfp8."""
     assert stage.precision.fp8 is not None
-    step = 32 if stage.precision.fp8.recipe == "mxfp8" else 16
+    step = side_multiple(stage.precision.fp8)
     tensor = layout.tensor_parallel
     tokens = stage.sequence_length * stage.micro_batch_size
-    parts = layout.context_parallel * (tensor if layout.sequence_parallel else 1)
+    parts = layout.sequence_parts
     sides = {
         "the hidden width": (shape.hidden, 1),
         "the FFN width of a process": (shape.ffn, tensor),

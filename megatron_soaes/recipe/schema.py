@@ -22,6 +22,7 @@ from megatron_soaes.recipe.evaluation_settings import Evaluation
 from megatron_soaes.recipe.section import Checkpoint, Name, Section, Weight
 from megatron_soaes.recipe.training_settings import (
     Checkpointing,
+    Kernels,
     Layout,
     NonFinite,
     Optimizer,
@@ -99,6 +100,7 @@ class TrainingStage(Stage):
     schedule: Schedule = Field(Schedule(), description="Learning rate over the steps.")
     overlap: Overlap = Field(Overlap(), description="Communication beside computation.")
     recompute: Recompute = Field(Recompute(), description="Activation recomputation.")
+    kernels: Kernels = Field(Kernels(), description="Fused kernels; none by default.")
     validation: Validation = Field(Validation(), description="Held-out losses.")
     checkpoints: Checkpointing = Field(Checkpointing(), description="When the state is saved.")
     non_finite: NonFinite = Field(NonFinite(), description="NaN and infinity.")

@@ -46,12 +46,9 @@ class Layout(Section):
         return self.model_parallel * self.data_parallel
 
     @property
-    def document_multiple(self) -> int:
-        """What the length of every packed document must be a multiple of."""
-        if self.context_parallel == 1:
-            return 1
-        sharded = self.tensor_parallel if self.sequence_parallel else 1
-        return 2 * self.context_parallel * sharded
+    def sequence_parts(self) -> int:
+        """Processes that share the tokens of a sequence."""
+        return self.context_parallel * (self.tensor_parallel if self.sequence_parallel else 1)
 
 
 class FP8(Section):
@@ -66,13 +63,49 @@ class FP8(Section):
     first_last_layers_bf16: bool = Field(
         False, description="Keep the first and the last layer in bf16 (not with 'delayed')."
     )
+    param_gather: bool = Field(
+        False,
+        description="Keep the weights themselves in FP8 and gather them so: half the memory and "
+        "traffic (not with 'mxfp8').",
+    )
+    attention: Literal["none", "dot_product", "multi_head"] = Field(
+        "none",
+        description="delayed: the attention's own products in FP8, too; multi_head: what lies "
+        "between the linear layers and the attention as well.",
+    )
+    amax_history: PositiveInt = Field(
+        1024, description="delayed: steps whose largest values decide a scaling factor."
+    )
+    amax_compute: Literal["most_recent", "max"] = Field(
+        "max", description="delayed: how these steps decide it."
+    )
+    margin: Annotated[int, Field(ge=0)] = Field(
+        0, description="delayed: powers of two that a scaling factor stays below the largest."
+    )
 
 
 class Precision(Section):
-    """The arithmetic of a stage; gradients and optimizer state are always fp32."""
+    """The arithmetic of a stage; what the optimizer keeps is `optimizer.precision_aware`'s."""
 
     dtype: Literal["fp32", "bf16"] = Field("bf16", description="Weights and activations.")
     fp8: FP8 | None = Field(None, description="FP8 products on top of bf16; none by default.")
+
+
+class PrecisionAware(Section):
+    """AdamW's state in fewer bits: Transformer Engine's FusedAdam, on a GPU only."""
+
+    main_weights: Literal["fp32", "fp16"] = Field(
+        "fp32", description="The copy of bf16 weights that updates are added to."
+    )
+    main_gradients: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Gradients as the optimizer reads them, and their buffers."
+    )
+    first_moment: Literal["fp32", "bf16", "fp16", "fp8"] = Field(
+        "fp32", description="Running mean of the gradient."
+    )
+    second_moment: Literal["fp32", "bf16", "fp16", "fp8"] = Field(
+        "fp32", description="Running mean of its square."
+    )
 
 
 class Optimizer(Section):
@@ -85,6 +118,9 @@ class Optimizer(Section):
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     clip_grad: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 is no limit.")
+    precision_aware: PrecisionAware | None = Field(
+        None, description="State in fewer bits; by default all of it is fp32."
+    )
 
 
 class Overlap(Section):
@@ -113,6 +149,17 @@ class Schedule(Section):
     )
     decay_shape: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
         "minus_sqrt", description="wsd: shape of the final decay."
+    )
+
+
+class Kernels(Section):
+    """Fused kernels of a GPU with Transformer Engine; change speed and memory, not meaning."""
+
+    swiglu: bool = Field(False, description="The MLP's activation as one kernel, forward and back.")
+    rope: bool = Field(False, description="Rotation of queries and keys by Transformer Engine.")
+    gradient_accumulation: bool = Field(
+        False,
+        description="Matrix products add weight gradients to their buffers themselves (apex).",
     )
 
 

@@ -152,7 +152,8 @@ class CaptureStage(Stage):
             )  # fmt: skip
         options = build_options(shape, source, layout, stage.precision)
         chunks = load_model(shape, options, *_checkpoint(recipe, stage))
-        return AskedModel(chunks, layout, stage.micro_batch_size, vocab_size, recipe.seed)
+        size, fp8 = stage.micro_batch_size, stage.precision.fp8
+        return AskedModel(chunks, layout, size, vocab_size, recipe.seed, fp8)
 
 
 def captured_origins(

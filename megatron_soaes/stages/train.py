@@ -15,6 +15,7 @@ from megatron_soaes.stages.datasets import (
     held_out_sets,
     reading_for,
 )
+from megatron_soaes.stages.forecasting import forecast_of
 from megatron_soaes.stages.locations import checkpoint_root
 from megatron_soaes.stages.mixtures import (
     mixture_config,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from megatron_soaes.training.job import TrainingJob
 
 WITHOUT_EFFECT_ON_WEIGHTS = {
-    "layout", "micro_batch_size", "overlap", "recompute", "validation", "checkpoints", "profile",
-    "log_every", "gates", "allow_changes", "hang_timeout_s",
+    "layout", "micro_batch_size", "overlap", "recompute", "kernels", "validation", "checkpoints",
+    "profile", "log_every", "gates", "allow_changes", "hang_timeout_s",
 }  # fmt: skip
 """Settings that may change without making a finished stage stale."""
 
@@ -125,6 +126,7 @@ class TrainStage(Stage):
             validation=sets,
             teaching=teaching,
             peak_flops=rate * 1e12 if rate else None,
+            forecast=forecast_of(recipe, stage, shapes),
             written_by={
                 "layout": layout.model_dump(),
                 "versions": dict(read_machine().versions),

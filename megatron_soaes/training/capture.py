@@ -25,7 +25,8 @@ from megatron_soaes.data.teacher_store import Layout as StoreLayout
 from megatron_soaes.errors import UserError
 from megatron_soaes.losses.teachers import draw, top_k
 from megatron_soaes.models.zigzag import positions_of_rank, whole_sequence
-from megatron_soaes.recipe.training_settings import Layout
+from megatron_soaes.recipe.fp8 import Filling, filling_of
+from megatron_soaes.recipe.training_settings import FP8, Layout
 from megatron_soaes.training.step import run_schedule, sum_over_world
 from megatron_soaes.training.stopping import StopSignal
 
@@ -60,6 +61,7 @@ class AskedModel:
     """Ids of the tokenizer; the model may have rows for more, which take no part."""
     seed: int
     """Of the draws: those of a sample follow from it and from the sample's number alone."""
+    fp8: FP8 | None = None
 
 
 def capture(
@@ -127,9 +129,9 @@ class _Laid:
     batch: MicroBatch
 
 
-def _lay(numbers: list[int], samples: Samples, multiple: int) -> _Laid:
+def _lay(numbers: list[int], samples: Samples, filling: Filling) -> _Laid:
     chosen = [samples[number] for number in numbers]
-    return _Laid(numbers, collate(chosen, this_device().torch_device, multiple))
+    return _Laid(numbers, collate(chosen, this_device().torch_device, filling))
 
 
 def _ask(teacher: AskedModel, wanted: WantedStore, shard: int) -> Answers | None:
@@ -142,8 +144,9 @@ def _ask(teacher: AskedModel, wanted: WantedStore, shard: int) -> Answers | None
     numbers = list(range(start, start + count))
     # The pipeline schedules take full micro-batches, a multiple of the stages, and no less.
     numbers += numbers[-1:] * (-count % (size * teacher.layout.pipeline_parallel))
+    filling = filling_of(teacher.layout, teacher.fp8)
     laid = [
-        _lay(numbers[at : at + size], wanted.samples, teacher.layout.document_multiple)
+        _lay(numbers[at : at + size], wanted.samples, filling)
         for at in range(0, len(numbers), size)
     ]
     listener = _Listener(teacher, wanted, laid)

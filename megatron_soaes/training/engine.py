@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -22,7 +24,22 @@ from megatron_soaes.checkpoint.distributed import load_weights
 from megatron_soaes.models.build import BuildOptions, build_model, dtype_named
 from megatron_soaes.recipe.schema import ModelSource, TrainingStage
 from megatron_soaes.recipe.shapes import ModelShape
-from megatron_soaes.recipe.training_settings import Layout, Precision, Recompute
+from megatron_soaes.recipe.training_settings import (
+    FP8,
+    Kernels,
+    Layout,
+    Optimizer,
+    Precision,
+    Recompute,
+)
+
+STATE_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.uint8,
+}
+"""What Megatron-Core is told for each name; FP8 is stored as bytes."""
 
 
 @dataclass
@@ -57,7 +74,9 @@ def build_options(
     source: ModelSource,
     layout: Layout,
     precision: Precision,
+    *,
     recompute: Recompute | None = None,
+    kernels: Kernels | None = None,
 ) -> BuildOptions:
     """How a recipe's model is built for one stage."""
     return BuildOptions(
@@ -65,6 +84,7 @@ def build_options(
         padded_vocab_size=shape.padded_vocab_size(source.vocab_size_multiple),
         layout=layout,
         recompute=recompute or Recompute(),
+        kernels=kernels or Kernels(),
         fp8=precision.fp8,
     )
 
@@ -103,8 +123,10 @@ def build_engine(
 ) -> Engine:
     """Wrap loaded chunks for `steps` of training as the stage says."""
     bf16 = stage.precision.dtype == "bf16"
+    aware, fp8 = stage.optimizer.precision_aware, stage.precision.fp8
     ddp = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=aware is None or aware.main_gradients == "fp32",
+        fp8_param_gather=fp8 is not None and fp8.param_gather,
         use_distributed_optimizer=True,
         overlap_grad_reduce=stage.overlap.grad_reduce,
         overlap_param_gather=stage.overlap.param_gather,
@@ -134,10 +156,29 @@ def build_engine(
             params_dtype=dtype_named(stage.precision.dtype),
             use_distributed_optimizer=True,
             overlap_param_gather=stage.overlap.param_gather,
+            **state_settings(wanted, fp8),
         ),
         wrapped,
     )
     return Engine(shape, chunks, wrapped, optimizer, _build_schedule(stage, steps, optimizer))
+
+
+def state_settings(optimizer: Optimizer, fp8: FP8 | None) -> dict[str, Any]:
+    """Megatron-Core's names for what the optimizer keeps; none where all of it is fp32."""
+    settings: dict[str, Any] = {} if fp8 is None else {"fp8_recipe": fp8.recipe}
+    aware = optimizer.precision_aware
+    if aware is None:
+        return settings
+    return {
+        **settings,
+        "use_precision_aware_optimizer": True,
+        "main_params_dtype": STATE_DTYPES[aware.main_weights],
+        "main_grads_dtype": STATE_DTYPES[aware.main_gradients],
+        "exp_avg_dtype": STATE_DTYPES[aware.first_moment],
+        "exp_avg_sq_dtype": STATE_DTYPES[aware.second_moment],
+        # An fp32 main weight is its bf16 weight and 16 bits more; of fp16 ones there is no rest.
+        "store_param_remainders": aware.main_weights == "fp32",
+    }
 
 
 def _finalize_gradients(

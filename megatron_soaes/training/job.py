@@ -10,10 +10,12 @@ from typing import Any
 from megatron_soaes.data.blend import Mixture
 from megatron_soaes.data.sample import SampleSource
 from megatron_soaes.models.build import BuildOptions
+from megatron_soaes.recipe.fp8 import Filling, filling_of
 from megatron_soaes.recipe.schema import ModelSource, TrainingStage
 from megatron_soaes.recipe.shapes import ModelShape
 from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.engine import build_options
+from megatron_soaes.training.forecast import Forecast
 from megatron_soaes.training.teaching import Teaching
 
 
@@ -42,6 +44,8 @@ class TrainingJob:
     """Whether to start from the iteration of `start` that is marked as the best instead."""
     peak_flops: float | None = None
     """Datasheet FLOP/s of one device, for MFU; measured when None."""
+    forecast: Forecast | None = None
+    """What the planner says of the stage, to be compared with what it takes."""
     written_by: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -50,7 +54,19 @@ class TrainingJob:
         return self.out / "checkpoints"
 
     @property
+    def filling(self) -> Filling:
+        """What documents are filled up to."""
+        return filling_of(self.layout, self.stage.precision.fp8)
+
+    @property
     def build_options(self) -> BuildOptions:
         """How the model is built."""
         stage = self.stage
-        return build_options(self.shape, self.source, self.layout, stage.precision, stage.recompute)
+        return build_options(
+            self.shape,
+            self.source,
+            self.layout,
+            stage.precision,
+            recompute=stage.recompute,
+            kernels=stage.kernels,
+        )

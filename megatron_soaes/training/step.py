@@ -182,15 +182,22 @@ def _gradients_finite(engine: Engine) -> bool:
     """
     optimizers = engine.optimizer.chained_optimizers
     counted = {g.data_ptr() for one in optimizers for g in one.get_main_grads_for_grad_norm()}
-    gradients = (p.grad for p in engine.optimizer.get_parameters() if p.grad is not None)
-    rest = [gradient for gradient in gradients if gradient.data_ptr() not in counted]
+    name = "decoupled_grad" if _decoupled(engine) else "grad"
+    gradients = (getattr(p, name, None) for p in engine.optimizer.get_parameters())
+    rest = [one for one in gradients if one is not None and one.data_ptr() not in counted]
     return not rest or bool(torch.isfinite(torch.nn.utils.get_total_norm(rest)))
 
 
 def _clip(engine: Engine, grad_norm: float) -> None:
     limit = engine.optimizer.config.clip_grad
     if limit > 0:
-        clip_grad_by_total_norm_fp32(engine.optimizer.get_parameters(), limit, grad_norm)
+        parameters = engine.optimizer.get_parameters()
+        clip_grad_by_total_norm_fp32(parameters, limit, grad_norm, _decoupled(engine))
+
+
+def _decoupled(engine: Engine) -> bool:
+    """Whether gradients of another dtype than their weights are kept beside `.grad`."""
+    return bool(engine.optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8)
 
 
 def _learning_rate(engine: Engine) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from megatron_soaes.data.blend import consumed_by_source, positions_of_rank
 from megatron_soaes.data.sample import MicroBatch, collate
 from megatron_soaes.errors import NonFiniteError
 from megatron_soaes.models.build import dtype_named
+from megatron_soaes.training.forecast import compared, peak_memory, told
 from megatron_soaes.training.job import TrainingJob
 from megatron_soaes.training.non_finite import write_report
 from megatron_soaes.training.objective import CrossEntropy, Objective
@@ -65,6 +67,7 @@ class Trainer:
         self.lessons = Lessons(job.teaching, job.build_options, loss) if job.teaching else None
         self.objective: Objective = self.lessons.objective if self.lessons else loss
         self._non_finite_in_a_row = 0
+        self._step_seconds: list[float] = []
         self._peak_flops = job.peak_flops or measured_matmul_rate(
             dtype_named(job.stage.precision.dtype)
         )
@@ -106,7 +109,8 @@ class Trainer:
                     self._say(f"  stopped after step {step}; the state is saved")
                     return self._result(False, validation)
         self._tell(self.saver.finish())
-        return self._result(True, validation or self._validate(self.job.steps))
+        # A run that died after its last save has told of its last validation already.
+        return self._result(True, validation or self._held_out())
 
     def _step(self, step: int) -> StepResult:
         stage = self.job.stage
@@ -124,7 +128,7 @@ class Trainer:
             collate(
                 [self.job.mixture[int(p)] for p in row],
                 device.torch_device,
-                self.job.layout.document_multiple,
+                self.job.filling,
                 self.lessons.answers(row) if self.lessons else (),
             )
             for row in positions
@@ -134,7 +138,9 @@ class Trainer:
         )
         self.state = self._advanced(step, result)
         device.synchronize()
-        self._report(step, result, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._step_seconds.append(seconds)
+        self._report(step, result, seconds)
         self._check_finite(step, result, batches, positions.tolist())
         return result
 
@@ -178,20 +184,24 @@ class Trainer:
             )
 
     def _validate(self, step: int) -> dict[str, dict[str, Any]]:
+        losses = self._held_out()
+        if self.telemetry and losses:
+            self.telemetry.validation(step, losses)
+        return losses
+
+    def _held_out(self) -> dict[str, dict[str, Any]]:
         stage = self.job.stage
         with self.engine.whole_weights():
-            losses = validate(
+            return validate(
                 self.engine.chunks,
                 self.objective,
                 self.job.validation,
                 stage.micro_batch_size,
                 self.job.layout,
+                fp8=stage.precision.fp8,
                 most_windows=stage.validation.batches * stage.global_batch_size,
                 lessons=self.lessons,
             )
-        if self.telemetry and losses:
-            self.telemetry.validation(step, losses)
-        return losses
 
     def _remember(self, step: int, validation: Mapping[str, Mapping[str, Any]]) -> None:
         losses = {name: figures["loss"] for name, figures in validation.items()}
@@ -251,6 +261,18 @@ class Trainer:
             },
         )
 
+    def _resources(self) -> dict[str, Any] | None:
+        """What the stage was planned to take and what it took, told (collective)."""
+        forecast = self.job.forecast
+        if forecast is None or not self._step_seconds:
+            return None
+        tokens = self.job.stage.global_batch_size * self.job.stage.sequence_length
+        rate = tokens / statistics.median(self._step_seconds)
+        figures = compared(forecast, peak_memory(), rate)
+        for line in told(figures):
+            self._say(line)
+        return figures
+
     def _profiler(self, stack: ExitStack) -> profile | None:
         wanted = self.job.stage.profile
         if wanted is None or world_rank() not in wanted.ranks:
@@ -282,6 +304,7 @@ class Trainer:
             self.telemetry.say(text)
 
     def _result(self, completed: bool, validation: dict[str, dict[str, Any]]) -> TrainingResult:
+        resources = self._resources()
         if self.telemetry:
             self.telemetry.close()
         metrics = {
@@ -291,6 +314,7 @@ class Trainer:
             "trained_tokens": self.state.trained_tokens,
             "skipped_steps": len(self.state.skipped_steps),
             "best": self.state.best,
+            **({"resources": resources} if resources else {}),
         }
         if self.lessons and self.state.validation:
             first, last = self.state.validation[0], self.state.validation[-1]

@@ -13,7 +13,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.data.sample import MicroBatch, Sample, SampleSource, collate
 from megatron_soaes.data.teacher_store import TeacherStore
-from megatron_soaes.recipe.training_settings import Layout
+from megatron_soaes.recipe.fp8 import filling_of
+from megatron_soaes.recipe.training_settings import FP8, Layout
 from megatron_soaes.training.objective import Objective
 from megatron_soaes.training.step import evaluation_loss
 from megatron_soaes.training.teaching import Lessons
@@ -29,6 +30,7 @@ def validate(
     micro_batch_size: int,
     layout: Layout,
     *,
+    fp8: FP8 | None = None,
     most_windows: int | None = None,
     lessons: Lessons | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -42,7 +44,7 @@ def validate(
         count = len(windows) if most_windows is None else min(len(windows), most_windows)
         if answers is not None:
             count = min(count, len(answers))
-        batches = _micro_batches(windows, answers, count, micro_batch_size, layout)
+        batches = _micro_batches(windows, answers, count, micro_batch_size, layout, fp8=fp8)
         loss, weight = evaluation_loss(chunks, lessons.meter if lessons else objective, batches)
         found[name] = {
             "loss": loss,
@@ -59,6 +61,8 @@ def _micro_batches(
     count: int,
     micro_batch_size: int,
     layout: Layout,
+    *,
+    fp8: FP8 | None,
 ) -> list[MicroBatch]:
     """This replica's share of windows 0..count-1, filled up with windows that weigh nothing.
 
@@ -75,7 +79,7 @@ def _micro_batches(
         collate(
             [windows[i] if i < count else _without_weight(windows[0]) for i in part],
             device,
-            layout.document_multiple,
+            filling_of(layout, fp8),
             [answers[i if i < count else 0] for i in part] if answers is not None else (),
         )
         for part in (wanted[at : at + micro_batch_size] for at in range(0, share, micro_batch_size))

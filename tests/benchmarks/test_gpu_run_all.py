@@ -12,9 +12,10 @@ import pytest
 
 from benchmarks.gpu import run_all
 from benchmarks.gpu.ceiling import datasheet_tflops, measured_tflops
-from benchmarks.gpu.measurements import MEASUREMENTS, Measurement
+from benchmarks.gpu.measurements import BF16, DELAYED, MEASUREMENTS, PEER, Measurement, Step
+from benchmarks.gpu.pair import PairFigures
 from benchmarks.gpu.results import Report, Row, append, section
-from benchmarks.subject import FULL, TINY
+from benchmarks.subject import SEVEN_B, SMALL, TINY, Subject
 from benchmarks.training_step import Figures, ours, transformers_peer
 from megatron_soaes.accelerator.machine import Machine
 
@@ -27,7 +28,9 @@ H200 = replace(
     compute_capability=(9, 0),
     versions={"torch": "2.11.0", "transformer-engine": "2.11.0"},
 )
-BF16, DELAYED = MEASUREMENTS[:2]
+SMALL_BF16 = next(
+    number for number, one in enumerate(MEASUREMENTS) if one == Measurement(SMALL, BF16)
+)
 
 
 @pytest.fixture
@@ -39,7 +42,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_smoke_run_writes_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_all, "MEASUREMENTS", (BF16, DELAYED))
+    names = [measurement.step.name for measurement in MEASUREMENTS]
+    monkeypatch.setattr(run_all, "MEASUREMENTS", MEASUREMENTS[: SMALL_BF16 + 1])
     results = tmp_path / "results.md"
     assert run_all.main(["--tiny", "--results", str(results)]) == 0
     lines = results.read_text(encoding="utf-8").splitlines()
@@ -47,24 +51,31 @@ def test_a_smoke_run_writes_a_section(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "`python -m benchmarks.gpu.run_all --tiny`" in lines
     assert "- GPU checks: 14 skipped" in lines
     assert "- Versions: torch 2.11.0" in lines
-    (measured,) = (line for line in lines if line.startswith("| bf16 |"))
+    without_engine, measured = (line for line in lines if line.startswith("| bf16 |"))
+    assert "not run: transformer-engine is not installed" in without_engine, "precision-aware"
     cells = [cell.strip() for cell in measured.strip("|").split("|")]
     assert all(float(cell.replace(",", "")) > 0 for cell in (*cells[1:4], cells[6]))
     assert "| FP8 delayed | not run: no delayed FP8 on this machine |" in "\n".join(lines)
+    assert [line[:9] for line in lines if line.startswith(("| fast", "| exact"))] == [
+        "| fast | ", "| exact |",
+    ]  # fmt: skip
+    assert names[:3] == ["bf16", "FP8 tensorwise", PEER.name], "the most important first"
 
 
 @pytest.mark.usefixtures("here")
 def test_a_failed_measurement_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_all, "MEASUREMENTS", (Measurement("nobody knows", ours),))
-    results = tmp_path / "results.md"
-    assert run_all.main(["--tiny", "--results", str(results)]) == 1
-    assert "| nobody knows | failed: " in results.read_text(encoding="utf-8")
+    unknown = (*MEASUREMENTS, Measurement(SMALL, Step("nobody knows", ours)))
+    monkeypatch.setattr(run_all, "MEASUREMENTS", unknown)
+    row = run_all.run(len(MEASUREMENTS), BARE, True, time.monotonic() + 60)
+    assert (row.name, row.figures) == ("nobody knows", None)
+    assert row.note.startswith("failed: ")
 
 
 @pytest.mark.usefixtures("here")
 def test_failed_checks_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_all, "run_checks", lambda deadline: (False, "1 failed, 13 passed"))
-    monkeypatch.setattr(run_all, "MEASUREMENTS", (DELAYED,))
+    monkeypatch.setattr(run_all, "MEASUREMENTS", (Measurement(SMALL, DELAYED),))
+    monkeypatch.setattr(run_all, "run_pair", lambda tiny, deadline: "not asked here")
     results = tmp_path / "results.md"
     assert run_all.main(["--tiny", "--results", str(results)]) == 1
     assert "- GPU checks: 1 failed, 13 passed" in results.read_text(encoding="utf-8")
@@ -72,7 +83,8 @@ def test_failed_checks_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_what_has_no_time_left_is_a_failure() -> None:
     over = time.monotonic() - 1
-    assert run_all.run(BF16, BARE, True, over) == Row("bf16", None, "failed: no time left")
+    row = run_all.run(SMALL_BF16, BARE, True, over)
+    assert row == Row(TINY, "bf16", None, "failed: no time left")
     assert run_all.run_checks(over) == (False, "stopped, no time left")
 
 
@@ -94,11 +106,32 @@ def test_the_peer_trains_the_same_tokens() -> None:
 
 
 def test_fp8_needs_the_gpu_and_transformer_engine() -> None:
-    assert BF16.missing(BARE) is None
-    assert DELAYED.missing(BARE) == "no delayed FP8 on this machine"
-    assert DELAYED.missing(H200) is None
+    delayed, whole = Measurement(SMALL, DELAYED), Measurement(SEVEN_B, BF16)
+    assert Measurement(SMALL, BF16).missing(BARE) is None
+    assert Measurement(SEVEN_B, PEER).missing(BARE) is None
+    assert delayed.missing(BARE) == "no delayed FP8 on this machine"
+    assert delayed.missing(H200) is whole.missing(H200) is None
     bare_h200 = replace(H200, versions={"torch": "2.11.0"})
-    assert DELAYED.missing(bare_h200) == "transformer-engine is not installed"
+    assert delayed.missing(bare_h200) == "transformer-engine is not installed"
+    assert whole.missing(bare_h200) == "transformer-engine is not installed"
+
+
+def test_a_model_that_does_not_fit_is_measured_with_fewer_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Subject] = []
+
+    def measured(command: list[str], subject: Subject, name: str, deadline: float) -> Row:
+        asked.append(subject)
+        smaller = "--smaller" in command
+        note = "" if smaller else "failed: torch.OutOfMemoryError: CUDA out of memory."
+        return Row(subject, name, Figures(1.0, 1, 2.0, 1.0) if smaller else None, note)
+
+    monkeypatch.setattr(run_all, "_measured", measured)
+    row = run_all.run(0, H200, False, time.monotonic() + 60)
+    assert asked == [SEVEN_B, SEVEN_B.smaller()]
+    assert row.figures is not None
+    assert row.subject.name == "Qwen2.5-7B, 4096 tokens, 14 of 28 layers"
 
 
 @pytest.mark.parametrize(
@@ -124,18 +157,22 @@ def test_the_measured_ceiling_is_a_rate() -> None:
 
 
 def test_the_figures_of_a_row() -> None:
-    """0.5 s for 32,768 tokens of 1.05e10 model FLOPs: 688 TFLOP/s."""
-    figures = Figures(0.5, 50 * 2**30, 12.0, 10.0)
-    report = Report(H200, FULL, "command", "14 passed", 989.5, 800.0, [Row("bf16", figures)])
+    """0.5 s for 16,384 tokens of 4.7e10 model FLOPs: 1,541 TFLOP/s."""
+    figures = Figures(0.5, 50 * 2**30, 12.0, 10.0, planned_memory_bytes=48 * 2**30)
+    rows = [Row(SEVEN_B, "bf16", figures), Row(SMALL, "bf16", None, "failed: no time left")]
+    pair = [PairFigures("exact", 4, 1.8, 1.7, 1.9, 0.9, identical=True)]
+    report = Report(H200, "command", "14 passed", 989.5, 800.0, rows, pair)
     text = section(report, datetime(2027, 1, 2, 3, 4, tzinfo=UTC))
-    flops = FULL.shape.flops_per_token(4096)
-    tflops = 32768 / 0.5 * flops / 1e12
+    flops = SEVEN_B.shape.flops_per_token(4096)
+    tflops = 16384 / 0.5 * flops / 1e12
     assert text.startswith("## 2027-01-02 03:04 UTC, NVIDIA H200\n")
     assert (
-        f"| bf16 | 500.0 | 65,536 | {tflops:.3g} | {tflops / 989.5:.1%} | {tflops / 800:.1%} "
-        "| 50.0 | 12.000 to 10.000 |"
+        f"| bf16 | 500.0 | 32,768 | {tflops:.3g} | {tflops / 989.5:.1%} | {tflops / 800:.1%} "
+        "| 50.0 | 48.0 | 12.000 to 10.000 |"
     ) in text
-    assert FULL.shape.parameters == pytest.approx(1.54e9, rel=0.01)
+    assert "Qwen2.5-7B, 4096 tokens: 7,615.6M parameters, random weights, bf16 gradients" in text
+    assert "Qwen2.5-1.5B, 4096 tokens: 1,543.7M parameters" in text
+    assert "| exact | 4 | 1.80 (1.70 to 1.90) | 90.0% | yes |" in text
 
 
 def test_sections_are_added_at_the_end(tmp_path: Path) -> None:

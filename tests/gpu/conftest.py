@@ -62,7 +62,7 @@ def trained_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
 @pytest.fixture(scope="session")
 def fp32_curve(trained_model: tuple[Path, Path]) -> list[float]:
-    """Losses of the run in fp32 on the CPU."""
+    """Losses of the first steps of the run in fp32 on the CPU."""
     return cpu_curve(*trained_model)
 
 

@@ -28,7 +28,9 @@ from megatron_soaes.training.objective import CrossEntropy
 from megatron_soaes.training.step import train_step
 from tests.gpu.material import MULTIPLE, learnable_batch
 
-STEPS = 30
+STEPS = 200
+CPU_STEPS = 30
+"""Of the curve in fp32: the first ones, for the sake of time."""
 SAMPLES = 4
 LENGTH = 256
 
@@ -62,7 +64,7 @@ def train(
     return losses, engine.chunks[0]
 
 
-def cpu_curve(hf_dir: Path, checkpoint: Path, steps: int = STEPS) -> list[float]:
+def cpu_curve(hf_dir: Path, checkpoint: Path, steps: int = CPU_STEPS) -> list[float]:
     """The same in fp32 on the CPU, by the same code in a process that sees no GPU."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.gpu.curve", str(hf_dir), str(checkpoint), str(steps)],

@@ -13,7 +13,7 @@ from tests.gpu.curve import train
 pytestmark = pytest.mark.usefixtures("transformer_engine")
 
 FP8_DRIFT = 0.01
-"""Largest relative difference to bf16 of the mean loss over the last 10 steps."""
+"""Largest relative difference to bf16 of the mean loss over the last 10 of 200 steps."""
 KIND = {
     "delayed": "delayed",
     "tensorwise": "float8_current_scaling",

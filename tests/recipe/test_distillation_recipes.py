@@ -123,6 +123,9 @@ BROKEN = {
     "distil.validation.sets=[unseen],distil.validation.best=null,distil.gates=[]": (
         "a set of the validation of 'capture'"
     ),
+    "distil.gates=[acceptance.then.answers.alpha > 0]": "before or after the training",
+    "distil.gates=[acceptance.after.unseen.alpha > 0]": "a set of the stage's validation.sets",
+    "sharpen.gates=[acceptance > 0],sharpen.validation.sets=[]": "a held-out set to measure it on",
     "sharpen.blend=null": "a blend with `teacher`",
     "sharpen.teacher=draft-cpt": "import or one of cpt",
     "sharpen.teacher=cpt@best": "a stage with a best checkpoint",

@@ -19,6 +19,7 @@ def test_the_recipe_that_the_rows_break_is_sound(recipe_file: Path) -> None:
 
 FP8 = "cpt.fp8={recipe: tensorwise}"
 INTERLEAVED = "models.target.layout={pipeline_parallel: 2, virtual_pipeline: 2}"
+BOTH_ENDS = "first_stage_layers: 2, last_stage_layers: 2"
 UNEVEN = "models.target.layout={pipeline_parallel: 2, first_stage_layers: 3}"
 CONTEXT = "models.target.layout={context_parallel: 2}"
 SEQUENCE = "models.target.layout={tensor_parallel: 2, sequence_parallel: true}"
@@ -61,6 +62,7 @@ WITH_TE = "cluster={gpu: h100-80g, transformer_engine: 2.11.0}"
         (["cpt.allow_changes=[steps, steps]"], "stages.cpt.allow_changes", "Remove the others"),
         (["cpt.gates=[loss is low]"], "stages.cpt.gates", "Write it like"),
         (["cpt.gates=[validation.domian.loss < 2]"], "stages.cpt.gates", "'domain'"),
+        (["to-hf.gates=[logit_eror <= 1]"], "stages.to-hf.gates", "'logit_error'"),
         # Models.
         (["models.target.family=llama"], "models.target.family", "correct the family"),
         # Layouts against the model's shape: 8 heads, 2 KV heads, FFN 128, 4 layers.
@@ -108,6 +110,11 @@ WITH_TE = "cluster={gpu: h100-80g, transformer_engine: 2.11.0}"
             [f"{TARGET_LAYOUT}={{pipeline_parallel: 3, first_stage_layers: 1}}"],
             f"{TARGET_LAYOUT}.first_stage_layers",
             "Change first_stage_layers",
+        ),
+        (
+            [f"{TARGET_LAYOUT}={{pipeline_parallel: 2, virtual_pipeline: 2, {BOTH_ENDS}}}"],
+            f"{TARGET_LAYOUT}.virtual_pipeline",
+            "one end only",
         ),
         (
             [f"{TARGET_LAYOUT}={{first_stage_layers: 3}}"],

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -18,11 +19,13 @@ from megatron_soaes.training.records import read_records
 from tests.checkpoint.tensors import newest_tensors
 from tests.checkpoint.tiny import Case, make_model
 from tests.data_prep.conftest import save_tokenizer, train_tokenizer
+from tests.data_prep.sft_material import CHATML
 from tests.slurm.cluster import Cluster, wait_until
 
 pytestmark = pytest.mark.timeout(900)
 """Every job imports torch anew, and there are a dozen of them."""
 
+PATIENCE_S = 20
 HARM = 'it\'s $(touch harm) `touch harm`; & "100%" *'
 """In every text that a recipe may hold."""
 RECIPE = f"""
@@ -36,7 +39,12 @@ data:
   datasets:
     mine: {{text: [{json.dumps(HARM + ".jsonl")}]}}
     held: {{text: [held.jsonl]}}
-  blends: {{mine: {{weights: {{mine: 1}}}}}}
+    chats: {{conversations: [chats.jsonl]}}
+    answers: {{responses: respond}}
+  blends:
+    mine: {{weights: {{mine: 1}}}}
+    chats: {{weights: {{chats: 1}}}}
+    answers: {{weights: {{answers: 1}}}}
 stages:
   - &cpt
     name: cpt
@@ -49,20 +57,34 @@ stages:
     validation: {{sets: [held], every: 100, batches: 2}}
     checkpoints: {{every: 50}}
     log_every: 1
+  - name: sft
+    kind: sft
+    blend: chats
+    steps: 200
+    sequence_length: 128
+    global_batch_size: 2
+    checkpoints: {{every: 50}}
+    log_every: 1
+    hang_timeout_s: {PATIENCE_S}
   - {{<<: *cpt, name: draft-cpt, model: draft}}
-  - {{name: evaluation, kind: evaluate, checkpoints: [import, cpt]}}
+  - {{name: evaluation, kind: evaluate, checkpoints: [import, cpt, sft]}}
+  - name: respond
+    kind: respond
+    prompts: [chats]
+    prompts_per_dataset: 4
+    sampling: {{max_new_tokens: 4}}
   - name: capture
     kind: capture
-    blend: mine
-    samples: 8
-    sequence_length: 16
+    blend: answers
+    epochs: 1
+    sequence_length: 128
     validation: [held]
     store: {{entries: 8}}
   - name: distil
     kind: distill
     captured: capture
     steps: 4
-    sequence_length: 16
+    sequence_length: 128
     global_batch_size: 2
     schedule: {{warmup_steps: 1}}
   - {{name: hf, kind: export}}
@@ -84,11 +106,15 @@ TEXTS = ["the quick brown fox jumps over the lazy dog", "中央企业深化改�
 def project(folder: Path, recipe: str = RECIPE) -> Path:
     folder.mkdir()
     tokenizer = train_tokenizer()
-    save_tokenizer(make_model(folder / "model", Case(vocab_size=512)), tokenizer)
-    save_tokenizer(make_model(folder / "draft", Case(vocab_size=512, layers=1)), tokenizer)
-    for name, times in ((HARM, 40), ("held", 4)):
+    for name, layers in {"model": 2, "draft": 1}.items():
+        model = make_model(folder / name, Case(vocab_size=512, layers=layers))
+        save_tokenizer(model, tokenizer, chat_template=CHATML)
+    for name, times in ((HARM, 40), ("held", 20)):
         lines = [json.dumps({"text": t, "prompt": t}, ensure_ascii=False) for t in TEXTS * times]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    turns = [{"role": "user", "content": TEXTS[0]}, {"role": "assistant", "content": TEXTS[1]}]
+    chats = "".join(json.dumps({"messages": turns, "id": n}) + "\n" for n in range(40))
+    (folder / "chats.jsonl").write_text(chats, encoding="utf-8")
     file = folder / "recipe.yaml"
     file.write_text(recipe, encoding="utf-8")
     return file
@@ -123,6 +149,19 @@ def strike(cluster: Cluster, recipe: Path, blows: dict[str, Callable[[], None]])
     for stage in [stage for stage in blows if steps_done(recipe, stage) > 20]:
         blows.pop(stage)()
     return not blows
+
+
+def rank_of(recipe: Path, stage: str, rank: int) -> psutil.Process:
+    """The process of a rank that trains."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "megatron_soaes.stages.worker" in words and words[-1] == stage and words[0] != "srun":
+            with suppress(psutil.Error):
+                environment = process.environ()
+                mine = str(recipe.parent) in " ".join(words)
+                if mine and environment.get("SLURM_PROCID") == str(rank):
+                    return process
+    raise AssertionError(f"no rank {rank} of {stage}")
 
 
 def steps_done(recipe: Path, stage: str) -> int:
@@ -163,9 +202,17 @@ def test_a_chain_survives_its_time_limit_and_a_lost_node_and_ends_bitwise_the_sa
         lost.append(cluster.job(jobs["draft-cpt"])["NodeList"])
         cluster.fail_node(lost[0])
 
+    def rank_hangs() -> None:
+        hanging.append(rank_of(recipe, "sft", 1))
+        hanging[0].suspend()
+
     lost: list[str] = []
-    blows = {"cpt": limit_comes, "draft-cpt": node_is_lost}
-    wait_until(lambda: strike(cluster, recipe, blows), 240)
+    hanging: list[psutil.Process] = []
+    blows = {"cpt": limit_comes, "draft-cpt": node_is_lost, "sft": rank_hangs}
+    wait_until(lambda: strike(cluster, recipe, blows), 300)
+    first_log = recipe.parent / HARM / "sft/logs/rank0.log"
+    wait_until(lambda: f"no progress for {PATIENCE_S} s" in first_log.read_text("utf-8"), 60)
+    hanging[0].resume()
     for name, job in jobs.items():
         ended = cluster.wait_for(job, {"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"}, 400)
         assert ended["JobState"] == "COMPLETED", f"{name}: {ended}\n{cluster.log(ended)}"
@@ -174,7 +221,11 @@ def test_a_chain_survives_its_time_limit_and_a_lost_node_and_ends_bitwise_the_sa
     log = recipe.parent / HARM / f"slurm/chain-cpt-{jobs['cpt']}.log"
     assert "exit code 75" in log.read_text(encoding="utf-8")
     assert int(cluster.job(jobs["draft-cpt"])["Restarts"]) >= 1
-    for stage in ("cpt", "draft-cpt"):
+    log = recipe.parent / HARM / f"slurm/chain-sft-{jobs['sft']}.log"
+    assert "exit code 4: " in log.read_text(encoding="utf-8")
+    assert cluster.job(jobs["sft"])["Restarts"] == "1"
+    assert "where each thread of this rank is:" in first_log.read_text(encoding="utf-8")
+    for stage in ("cpt", "sft", "draft-cpt"):
         assert curve(recipe, stage) == curve(undisturbed, stage)
         ours, theirs = (
             newest_tensors(one.parent / HARM / stage / "checkpoints")
@@ -184,7 +235,7 @@ def test_a_chain_survives_its_time_limit_and_a_lost_node_and_ends_bitwise_the_sa
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not list(tmp_path.rglob("harm")), "no text of the recipe was run"
     table = soaes(cluster, "slurm", "status", recipe)
-    assert table.count("COMPLETED") == len(jobs) + 1, "the array has two elements"
+    assert table.count("COMPLETED") == len(jobs) + 2, "the array has three elements"
     done = soaes(cluster, "slurm", "submit", recipe, "--dry-run")
     assert done.count("sbatch --parsable") == 0, "nothing is left to do"
 

@@ -1,0 +1,1 @@
+"""What a recipe costs, by arithmetic: parameters, memory, time, the best layout. No torch."""

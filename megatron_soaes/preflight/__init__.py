@@ -1,0 +1,1 @@
+"""What can be known of a cluster run before it is in the queue, found out on any machine."""

@@ -1,0 +1,111 @@
+"""Settings that only Transformer Engine has: where they are refused, and what they become."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_soaes.models.build import fp8_settings
+from megatron_soaes.recipe.check_node import check_node
+from megatron_soaes.recipe.load import load_recipe
+from megatron_soaes.recipe.training_settings import FP8, Optimizer, PrecisionAware
+from megatron_soaes.training.engine import state_settings
+from tests.recipe.recipe_files import problems_of
+from tests.recipe.test_node import CPU, H100, without_te
+
+APEX = replace(H100, apex="nvidia")
+AWARE = "cpt.optimizer.precision_aware={first_moment: bf16}"
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        (AWARE, "optimizer.precision_aware"),
+        ("cpt.kernels.swiglu=true", "kernels.swiglu"),
+        ("cpt.kernels.rope=true", "kernels.rope"),
+        ("cpt.kernels.gradient_accumulation=true", "kernels.gradient_accumulation"),
+    ],
+)
+def test_they_are_refused_where_they_would_not_happen(
+    recipe_72b_file: Path, override: str, field: str
+) -> None:
+    recipe = load_recipe(recipe_72b_file, ["cluster=null", "cpt.fp8=null", override])
+    for machine in (CPU, without_te(replace(H100, gpu_count=64))):
+        (problem,) = check_node(recipe, machine)
+        assert problem.path == f"stages.cpt.{field}"
+        assert "without a GPU and the package transformer-engine" in problem.rule
+    assert check_node(recipe, replace(APEX, gpu_count=64)) == []
+
+
+def test_gradients_are_added_up_within_products_only_with_apex(recipe_72b_file: Path) -> None:
+    wanted = "cpt.kernels.gradient_accumulation=true"
+    (problem,) = check_node(load_recipe(recipe_72b_file, [wanted]), H100)
+    assert "NVIDIA's apex" in problem.rule
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "said"),
+    [
+        ([AWARE, "cluster.transformer_engine=2.0.0", "cpt.fp8=null"],
+         "stages.cpt.optimizer.precision_aware", "Install 2.1.0"),
+        ([AWARE, "cluster.transformer_engine=null", "cpt.fp8=null"],
+         "cluster.transformer_engine", "because of stages.cpt.optimizer.precision_aware"),
+        ([AWARE, "cpt.precision={dtype: fp32}"],
+         "stages.cpt.optimizer.precision_aware", "their own main weights"),
+        (["cpt.fp8.margin=2"], "stages.cpt.precision.fp8.margin", "keeps no history"),
+        (["cpt.fp8.amax_history=16"], "stages.cpt.precision.fp8.amax_history", "keeps no history"),
+        (["cpt.fp8.attention=dot_product"], "stages.cpt.precision.fp8.attention", "delayed recipe"),
+        (["cpt.fp8={recipe: mxfp8, param_gather: true}", "cluster.gpu=b200-180g"],
+         "stages.cpt.precision.fp8.param_gather", "two forms"),
+    ],
+)  # fmt: skip
+def test_what_a_recipe_cannot_ask_for(
+    recipe_72b_file: Path, overrides: list[str], field: str, said: str
+) -> None:
+    found = problems_of(recipe_72b_file, *overrides)
+    assert any(one.path == field and said in str(one) for one in found), found
+
+
+def test_the_delayed_recipe_takes_its_settings(recipe_72b_file: Path) -> None:
+    whole = "{recipe: delayed, margin: 1, amax_history: 16, attention: multi_head}"
+    assert problems_of(recipe_72b_file, f"cpt.fp8={whole}") == []
+
+
+def test_fp8_settings_have_megatron_cores_names() -> None:
+    assert fp8_settings(None) == {}
+    found = fp8_settings(
+        FP8(recipe="delayed", attention="multi_head", amax_history=16, margin=1, param_gather=True)
+    )
+    assert found.keys() <= {field.name for field in fields(TransformerConfig)}
+    assert found == {
+        "fp8": "hybrid",
+        "fp8_recipe": "delayed",
+        "first_last_layers_bf16": False,
+        "fp8_param": True,
+        "fp8_dot_product_attention": True,
+        "fp8_multi_head_attention": True,
+        "fp8_amax_history_len": 16,
+        "fp8_amax_compute_algo": "max",
+        "fp8_margin": 1,
+    }
+
+
+def test_optimizer_state_has_megatron_cores_names() -> None:
+    assert state_settings(Optimizer(), None) == {}
+    aware = PrecisionAware(main_weights="fp16", main_gradients="bf16", second_moment="fp8")
+    found = state_settings(Optimizer(precision_aware=aware), FP8(recipe="blockwise"))
+    assert found.keys() <= {field.name for field in fields(OptimizerConfig)}
+    assert found == {
+        "fp8_recipe": "blockwise",
+        "use_precision_aware_optimizer": True,
+        "main_params_dtype": torch.float16,
+        "main_grads_dtype": torch.bfloat16,
+        "exp_avg_dtype": torch.float32,
+        "exp_avg_sq_dtype": torch.uint8,
+        "store_param_remainders": False,
+    }
