@@ -24,7 +24,7 @@ from megatron_soaes.models.build import BuildOptions, dtype_named
 from megatron_soaes.planner.memory import rank_memory
 from megatron_soaes.planner.workload import Workload
 from megatron_soaes.recipe.schema import CPTStage
-from megatron_soaes.recipe.training_settings import Layout, Precision
+from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.engine import build_chunks, build_engine
 from megatron_soaes.training.objective import CrossEntropy
 from megatron_soaes.training.step import train_step
@@ -32,6 +32,8 @@ from megatron_soaes.training.step import train_step
 LR = 1e-4
 MULTIPLE = 128
 INIT_STD = 0.02
+FUSED = {"swiglu": True, "rope": True, "cross_entropy": True}
+"""Ours with fused kernels: those that need neither apex nor a shape that never changes."""
 IN_BF16 = {"main_gradients": "bf16", "first_moment": "bf16", "second_moment": "bf16"}
 
 
@@ -49,15 +51,17 @@ class Figures:
     """What the planner says of ours; None for the peer."""
 
 
-def ours(subject: Subject, dtype: str = "bf16", fp8: str | None = None) -> Figures:
+def ours(
+    subject: Subject, dtype: str = "bf16", fp8: str | None = None, *, fused: bool = False
+) -> Figures:
     """Steps of this codebase, with an FP8 recipe on top where one is named."""
-    with our_step(subject, dtype, fp8) as step:
-        return replace(measure(subject, step), planned_memory_bytes=planned(subject, dtype, fp8))
+    stage = _stage(subject, dtype, fp8, fused=fused)
+    with _step_of(stage, subject) as step:
+        return replace(measure(subject, step), planned_memory_bytes=_planned(subject, stage))
 
 
-def planned(subject: Subject, dtype: str, fp8: str | None) -> int:
+def _planned(subject: Subject, stage: CPTStage) -> int:
     """What our steps allocate at most as the planner has it, for Transformer Engine's layers."""
-    stage = _stage(subject, dtype, fp8)
     workload = Workload(
         subject.shape,
         subject.shape.padded_vocab_size(MULTIPLE),
@@ -66,6 +70,7 @@ def planned(subject: Subject, dtype: str, fp8: str | None) -> int:
         subject.micro_batch_size,
         stage.global_batch_size,
         stage.precision,
+        kernels=stage.kernels,
         optimizer=stage.optimizer,
     )
     return rank_memory(workload, 0).allocated
@@ -77,19 +82,22 @@ def transformers_peer(subject: Subject) -> Figures:
 
 
 @contextmanager
-def our_step(
-    subject: Subject, dtype: str, fp8: str | None = None
-) -> Iterator[Callable[[int], float]]:
+def our_step(subject: Subject, dtype: str) -> Iterator[Callable[[int], float]]:
     """Forward, backward and update through Megatron-Core; the number of a step to its loss.
 
     Main weights, gradients and optimizer state are fp32, as in every training stage, unless the
     subject is to be trained precision-aware.
     """
-    stage = _stage(subject, dtype, fp8)
-    with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
-        engine = build_engine(subject.shape, _chunks(subject, stage.precision), stage, stage.steps)
+    with _step_of(_stage(subject, dtype, None), subject) as step:
+        yield step
 
-        objective = CrossEntropy(subject.shape.vocab_size)
+
+@contextmanager
+def _step_of(stage: CPTStage, subject: Subject) -> Iterator[Callable[[int], float]]:
+    with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
+        engine = build_engine(subject.shape, _chunks(subject, stage), stage, stage.steps)
+        fused = stage.kernels.cross_entropy
+        objective = CrossEntropy(subject.shape.vocab_size, fused=fused)
 
         def step(number: int) -> float:
             seed_step(1, number)
@@ -160,7 +168,7 @@ def measure(subject: Subject, step: Callable[[int], float]) -> Figures:
     return Figures(measured[len(measured) // 2], device.peak_memory_bytes(), losses[0], losses[-1])
 
 
-def _stage(subject: Subject, dtype: str, fp8: str | None) -> CPTStage:
+def _stage(subject: Subject, dtype: str, fp8: str | None, *, fused: bool = False) -> CPTStage:
     return CPTStage.model_validate(
         {
             "name": "benchmark",
@@ -176,15 +184,18 @@ def _stage(subject: Subject, dtype: str, fp8: str | None) -> CPTStage:
                 "precision_aware": IN_BF16 if subject.precision_aware else None,
             },
             "schedule": {"shape": "constant"},
+            "kernels": FUSED if fused else {},
         }
     )
 
 
 @torch.no_grad()
-def _chunks(subject: Subject, precision: Precision) -> list[Any]:
+def _chunks(subject: Subject, stage: CPTStage) -> list[Any]:
     """The model with random weights: products normal, norms 1, biases 0."""
     rows = subject.shape.padded_vocab_size(MULTIPLE)
-    options = BuildOptions(dtype_named(precision.dtype), rows, fp8=precision.fp8)
+    precision = stage.precision
+    dtype = dtype_named(precision.dtype)
+    options = BuildOptions(dtype, rows, kernels=stage.kernels, fp8=precision.fp8)
     chunks = build_chunks(subject.shape, options)
     torch.manual_seed(1)
     for name, parameter in chunks[0].named_parameters():

@@ -16,6 +16,7 @@ from megatron_soaes.checkpoint.import_hf import import_hf
 from tests.gpu.curve import cpu_curve
 from tests.gpu.material import FAMILIES, make_model, packed_logits, rms, separate_logits
 from tests.gpu.test_import_parity import BF16_ERROR
+from tests.gpu.test_switches import SWITCHES
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +31,7 @@ def test_without_a_gpu_every_check_is_skipped_with_its_reason() -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    checks = 3 * len(FAMILIES) + 2 * len(FAMILIES) + 2 + 3
+    checks = 3 * len(FAMILIES) + 2 * len(FAMILIES) + 2 + 3 + len(SWITCHES)
     assert f"{checks} skipped" in result.stdout
     assert "no CUDA device on this machine" in result.stdout
     assert f"{checks} GPU checks were not run" in result.stdout

@@ -27,6 +27,8 @@ class Step:
     fp8: str | None = None
     """The FP8 recipe it needs; where the machine has none, the row says so."""
     ours: bool = True
+    engine: bool = False
+    """Whether it needs Transformer Engine whatever the subject."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,20 @@ class Measurement:
         engine = "transformer-engine" in machine.versions
         if self.step.fp8 is not None and self.step.fp8 not in machine.fp8_recipes:
             return f"no {self.step.fp8} FP8 on this machine"
-        if (self.step.fp8 or (self.step.ours and self.subject.precision_aware)) and not engine:
+        needed = self.step.engine or (self.step.ours and self.subject.precision_aware)
+        if (self.step.fp8 or needed) and not engine:
             return "transformer-engine is not installed"
         return None
 
 
 BF16 = Step("bf16", ours)
+FUSED = Step("bf16, fused kernels", partial(ours, fused=True), engine=True)
 DELAYED, TENSORWISE, BLOCKWISE = (
     Step(f"FP8 {recipe}", partial(ours, fp8=recipe), recipe)
     for recipe in ("delayed", "tensorwise", "blockwise")
 )
 PEER = Step("transformers, SDPA, compiled, all bf16", transformers_peer, ours=False)
-EVERY_RECIPE = (BF16, TENSORWISE, PEER, DELAYED, BLOCKWISE)
+EVERY_RECIPE = (BF16, TENSORWISE, PEER, FUSED, DELAYED, BLOCKWISE)
 SHORT = (BF16, TENSORWISE, PEER)
 
 MEASUREMENTS = tuple(

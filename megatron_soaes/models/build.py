@@ -21,7 +21,7 @@ from megatron_soaes.errors import UserError
 from megatron_soaes.models.rope import rope_inverse_frequencies
 from megatron_soaes.models.specs import block_spec
 from megatron_soaes.recipe.shapes import ModelShape
-from megatron_soaes.recipe.training_settings import FP8, Kernels, Layout, Recompute
+from megatron_soaes.recipe.training_settings import FP8, Kernels, Layout, Overlap, Recompute
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -36,6 +36,7 @@ class BuildOptions:
     layout: Layout = field(default_factory=Layout)
     recompute: Recompute = field(default_factory=Recompute)
     kernels: Kernels = field(default_factory=Kernels)
+    overlap: Overlap = field(default_factory=Overlap)
     fp8: FP8 | None = None
     local_layers: bool = False
     """Build from Megatron-Core's local layers even where Transformer Engine is installed: its fp32
@@ -102,6 +103,9 @@ def dtype_named(name: str) -> torch.dtype:
 def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerConfig:
     """Megatron-Core's configuration of the shape under the options."""
     layout = options.layout
+    interleaved = layout.virtual_pipeline > 1
+    # Batched messages between interleaved chunks are silently wrong over gloo.
+    beside = interleaved and (options.overlap.pipeline or this_device().backend == "gloo")
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
@@ -123,14 +127,12 @@ def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerC
         bf16=options.dtype == torch.bfloat16,
         tensor_model_parallel_size=layout.tensor_parallel,
         pipeline_model_parallel_size=layout.pipeline_parallel,
-        virtual_pipeline_model_parallel_size=(
-            layout.virtual_pipeline if layout.virtual_pipeline > 1 else None
-        ),
+        virtual_pipeline_model_parallel_size=(layout.virtual_pipeline if interleaved else None),
         num_layers_in_first_pipeline_stage=layout.first_stage_layers,
         num_layers_in_last_pipeline_stage=layout.last_stage_layers,
-        # Batched messages between interleaved chunks are silently wrong over gloo.
-        overlap_p2p_comm=layout.virtual_pipeline > 1,
-        batch_p2p_comm=layout.virtual_pipeline == 1,
+        overlap_p2p_comm=beside,
+        batch_p2p_comm=not beside,
+        tp_comm_overlap=options.overlap.tensor_parallel,
         # Its other dispatchers refuse lengths that vary, whether the model has experts or not.
         moe_token_dispatcher_type="alltoall",
         # Filling documents up for context parallelism gives micro-batches of different lengths.
@@ -146,9 +148,21 @@ def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerC
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=options.kernels.gradient_accumulation,
+        **_graphs(options.kernels),
         **_recompute(options.recompute),
         **fp8_settings(options.fp8),
     )
+
+
+def _graphs(kernels: Kernels) -> dict[str, Any]:
+    """Attention stays outside: where documents begin and end differs between micro-batches."""
+    if not kernels.mlp_graphs:
+        return {}
+    return {
+        "cuda_graph_impl": "transformer_engine",
+        "cuda_graph_scope": ["mlp"],
+        "cuda_graph_warmup_steps": 0,
+    }
 
 
 def _recompute(recompute: Recompute) -> dict[str, Any]:

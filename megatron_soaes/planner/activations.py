@@ -94,7 +94,7 @@ def layer_bytes(
         return sizes.shared * sizes.hidden * sizes.width
     modules = set[str](recompute.modules if recompute.granularity == "selective" else ())
     if implementation == "local":
-        return _local_layer(sizes, workload.layout, modules)
+        return _local_layer(workload, sizes, modules)
     return _engine_layer(workload, sizes, modules, fp8)
 
 
@@ -107,12 +107,22 @@ def recomputed_bytes(workload: Workload, implementation: Implementation, fp8: bo
     return max(0, whole - layer_bytes(workload, sizes, workload.recompute, implementation, fp8))
 
 
-def _local_layer(sizes: Sizes, layout: Layout, modules: set[str]) -> int:
+def _local_layer(workload: Workload, sizes: Sizes, modules: set[str]) -> int:
     states = sizes.shared * sizes.hidden * sizes.width
     norm = states if "layernorm" in modules else _local_norm(sizes) + states
-    mlp = 0 if "mlp" in modules else 5 * sizes.tokens * sizes.ffn * sizes.width
-    attention = _local_attention(sizes, layout, "core_attn" in modules)
+    inner = sizes.tokens * sizes.ffn * sizes.width
+    mlp = 0 if "mlp" in modules else (_swiglu_numbers(workload) + 1) * inner
+    attention = _local_attention(sizes, workload.layout, "core_attn" in modules)
     return 2 * norm + attention + mlp
+
+
+def _swiglu_numbers(workload: Workload) -> int:
+    """What SwiGLU keeps for each number that it returns.
+
+    Both halves of what it reads; and unless it is one kernel, the activated half, and the other one
+    again, to which Megatron-Core adds an offset (of 0).
+    """
+    return 2 if workload.kernels.swiglu else 4
 
 
 def _local_norm(sizes: Sizes) -> int:
@@ -179,7 +189,8 @@ def _engine_layer(workload: Workload, sizes: Sizes, modules: set[str], fp8: bool
     if "mlp" in modules:
         return norm + attention + states * sizes.width
     inner = sizes.tokens * sizes.ffn
-    return norm + attention + norm + 4 * inner * sizes.width + product(inner)
+    swiglu = _swiglu_numbers(workload) * inner * sizes.width
+    return norm + attention + norm + swiglu + product(inner)
 
 
 def _engine_attention(sizes: Sizes, recomputed: bool) -> int:

@@ -31,26 +31,11 @@ CAST_BYTES = {"delayed": 4, "tensorwise": 6, "blockwise": 4, "mxfp8": 4}
 each); a scale of the whole tensor that is found now takes another reading (2)."""
 LOSS_BYTES = 24
 """Assumed: memory traffic of the loss for each logit and pass: fp32 copies, maximum, sum, ratio."""
+HIDDEN_EXCHANGES = 0.8
+"""Assumed: share of the tensor-parallel exchanges that Transformer Engine's user buffers hide."""
 NVLINK_LATENCY = 15e-6
 NETWORK_LATENCY = 30e-6
 """Assumed: seconds that an exchange takes beside the time of its bytes."""
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """What the training code fuses and hides; the rest of the model is the same for all codes."""
-
-    fused: bool
-    """SwiGLU is one kernel, and products add weight gradients to their buffers themselves."""
-    hidden_exchanges: float
-    """Share of the tensor-parallel exchanges that goes on beside the products."""
-
-
-OURS = Kernels(fused=False, hidden_exchanges=0.0)
-"""models/build.py: no fusion, and no user buffers of Transformer Engine."""
-NEMO = Kernels(fused=True, hidden_exchanges=0.8)
-"""NeMo's recipes: fusions on, tensor-parallel exchanges in Transformer Engine's user buffers. How
-much those hide is assumed."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +143,7 @@ class _Layer:
         return products + 2 * traffic + self.gradient_casts
 
 
-def _layer(workload: Workload, fp8: bool, rates: Rates, kernels: Kernels) -> _Layer:
+def _layer(workload: Workload, fp8: bool, rates: Rates) -> _Layer:
     sizes, dtype = sizes_of(workload, workload.shape), workload.precision.dtype
     arithmetic = "fp8" if fp8 else dtype
     tokens, hidden, query, ffn = sizes.tokens, sizes.hidden, sizes.query, sizes.ffn
@@ -180,7 +165,7 @@ def _layer(workload: Workload, fp8: bool, rates: Rates, kernels: Kernels) -> _La
         attention=forward,
         attention_backward=backward,
         norms=traffic(2 * 2 * states),
-        mlp_traffic=traffic((3 if kernels.fused else 5) * tokens * ffn),
+        mlp_traffic=traffic((3 if workload.kernels.swiglu else 5) * tokens * ffn),
         other_traffic=traffic(2 * 3 * states + 2 * tokens * (query + sizes.kv)),
         casts=cast * (2 * states + tokens * (query + ffn)),
         gradient_casts=cast * (2 * states + tokens * (columns + 2 * ffn)),
@@ -220,27 +205,25 @@ def _exchanges_again(workload: Workload) -> int:
     return 2 if recompute.granularity == "selective" and "mlp" in recompute.modules else 0
 
 
-def stage_pass(
-    workload: Workload, stage: int, gpus_per_node: int, rates: Rates, kernels: Kernels = OURS
-) -> StagePass:
+def stage_pass(workload: Workload, stage: int, gpus_per_node: int, rates: Rates) -> StagePass:
     """One micro-batch on a rank of a pipeline stage, a teacher's forward pass included."""
     chunks = range(workload.layout.virtual_pipeline)
     layers = [fp8 for chunk in chunks for fp8 in fp8_layers(workload, stage, chunk)]
     total = StagePass(NOTHING, NOTHING)
     # Layers of one arithmetic are alike.
     for fp8 in sorted(set(layers)):
-        one = _layer_pass(workload, fp8, gpus_per_node, rates, kernels)
+        one = _layer_pass(workload, fp8, gpus_per_node, rates)
         total = _plus(total, one, layers.count(fp8))
     if is_last(workload.layout, stage):
-        total = _plus(total, _head(workload, gpus_per_node, rates, kernels), 1)
+        total = _plus(total, _head(workload, gpus_per_node, rates), 1)
     if workload.optimizer is None:
         return StagePass(total.forward, NOTHING)
-    if not kernels.fused:
+    if not workload.kernels.gradient_accumulation:
         added = rank_parameters(workload, stage) * _accumulation_bytes(workload) / rates.memory
         total = StagePass(total.forward, total.backward + Pass(added, 0.0, 0.0))
     if workload.teacher is not None:
         beside = replace(workload, shape=workload.teacher, teacher=None, optimizer=None)
-        teacher = stage_pass(beside, stage, gpus_per_node, rates, kernels)
+        teacher = stage_pass(beside, stage, gpus_per_node, rates)
         total = _plus(total, teacher, 1)
     return total
 
@@ -255,11 +238,9 @@ def _plus(total: StagePass, one: StagePass, times: int) -> StagePass:
     return StagePass(total.forward + forward, total.backward + backward)
 
 
-def _layer_pass(
-    workload: Workload, fp8: bool, gpus_per_node: int, rates: Rates, kernels: Kernels
-) -> StagePass:
-    layer = _layer(workload, fp8, rates, kernels)
-    exchange = _exchange(workload, gpus_per_node, rates, kernels)
+def _layer_pass(workload: Workload, fp8: bool, gpus_per_node: int, rates: Rates) -> StagePass:
+    layer = _layer(workload, fp8, rates)
+    exchange = _exchange(workload, gpus_per_node, rates)
     again = _exchanges_again(workload)
     ring = _ring(workload, gpus_per_node, rates)
     repeated = _recomputed(workload, layer)
@@ -280,7 +261,7 @@ def _layer_pass(
     )
 
 
-def _exchange(workload: Workload, gpus_per_node: int, rates: Rates, kernels: Kernels) -> float:
+def _exchange(workload: Workload, gpus_per_node: int, rates: Rates) -> float:
     """One all-gather or reduce-scatter of hidden states, as far as it shows.
 
     A layer has four in each direction; without sequence parallelism an all-reduce is two of them.
@@ -292,7 +273,8 @@ def _exchange(workload: Workload, gpus_per_node: int, rates: Rates, kernels: Ker
     sizes = sizes_of(workload, workload.shape)
     states = sizes.tokens * sizes.hidden * sizes.width
     link = link_of(tensor, 1, gpus_per_node, rates)
-    return link.seconds(states * (tensor - 1) / tensor) * (1 - kernels.hidden_exchanges)
+    shown = 1 - HIDDEN_EXCHANGES if workload.overlap.tensor_parallel else 1.0
+    return link.seconds(states * (tensor - 1) / tensor) * shown
 
 
 def _ring(workload: Workload, gpus_per_node: int, rates: Rates) -> float:
@@ -305,14 +287,14 @@ def _ring(workload: Workload, gpus_per_node: int, rates: Rates) -> float:
     return (context - 1) * link.seconds(2 * sizes.tokens * sizes.kv * sizes.width)
 
 
-def _head(workload: Workload, gpus_per_node: int, rates: Rates, kernels: Kernels) -> StagePass:
+def _head(workload: Workload, gpus_per_node: int, rates: Rates) -> StagePass:
     """The output layer, never in FP8, and the loss."""
     sizes, layout = sizes_of(workload, workload.shape), workload.layout
     columns = workload.vocab_size // layout.tensor_parallel
     sides = (sizes.tokens, columns, sizes.hidden)
     product = product_seconds(sides, workload.precision.dtype, rates)
     loss = sizes.tokens * columns * LOSS_BYTES / rates.memory
-    exchange = _exchange(workload, gpus_per_node, rates, kernels)
+    exchange = _exchange(workload, gpus_per_node, rates)
     return StagePass(Pass(product + loss, exchange, 0.0), Pass(2 * product + loss, exchange, 0.0))
 
 

@@ -13,8 +13,6 @@ from megatron_soaes.planner.hardware import Rates, rates_of
 from megatron_soaes.planner.parameters import layer_matrices, layers_of, rank_parameters
 from megatron_soaes.planner.stage_time import (
     CAST_BYTES,
-    OURS,
-    Kernels,
     StagePass,
     gradient_bytes,
     link_of,
@@ -69,9 +67,7 @@ class StepTime:
         return self.tflops / self.peak_tflops
 
 
-def step_time(
-    workload: Workload, gpu_kind: str, gpus_per_node: int, kernels: Kernels = OURS
-) -> StepTime:
+def step_time(workload: Workload, gpu_kind: str, gpus_per_node: int) -> StepTime:
     """How long a step takes on GPUs of one kind, `gpus_per_node` of them linked by NVLink.
 
     Raises UserError for FP8 on GPUs without it and KeyError for a kind that `recipe.gpus.GPUS` does
@@ -80,7 +76,7 @@ def step_time(
     layout, rates = workload.layout, rates_of(gpu_kind)
     peak = _peak(workload, gpu_kind, rates)
     stages = range(layout.pipeline_parallel)
-    passes = [stage_pass(workload, stage, gpus_per_node, rates, kernels) for stage in stages]
+    passes = [stage_pass(workload, stage, gpus_per_node, rates) for stage in stages]
     slowest = max(stages, key=lambda stage: passes[stage].total.total)
     busy = [one.total.total for one in passes]
     times, one = workload.micro_batches, passes[slowest].total
@@ -136,8 +132,8 @@ def _messages(workload: Workload, busy: float, gpus_per_node: int, rates: Rates)
     link = link_of(stages, layout.processes // stages, gpus_per_node, rates)
     directions = 1 if workload.optimizer is None else 2
     each = directions * link.seconds(sizes.shared * sizes.hidden * sizes.width)
-    if chunks == 1:
-        return (workload.micro_batches + stages - 1) * each
+    if chunks == 1 or not workload.overlap.pipeline:
+        return (chunks * workload.micro_batches + stages - 1) * each
     return (stages - 1) * each + workload.micro_batches * max(0.0, chunks * each - busy)
 
 

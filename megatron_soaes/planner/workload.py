@@ -16,6 +16,7 @@ from megatron_soaes.recipe.schema import (
 )
 from megatron_soaes.recipe.shapes import ModelShape
 from megatron_soaes.recipe.training_settings import (
+    Kernels,
     Layout,
     Optimizer,
     Overlap,
@@ -39,6 +40,7 @@ class Workload:
     precision: Precision
     recompute: Recompute = field(default_factory=Recompute)
     overlap: Overlap = field(default_factory=Overlap)
+    kernels: Kernels = field(default_factory=Kernels)
     optimizer: Optimizer | None = None
     """None: forward passes only, as in capture."""
     teacher: ModelShape | None = None
@@ -77,6 +79,7 @@ def workload_of(
         global_batch_size=stage.global_batch_size,
         recompute=stage.recompute,
         overlap=stage.overlap,
+        kernels=stage.kernels,
         optimizer=stage.optimizer,
         teacher=shapes["target"] if beside else None,
     )

@@ -154,7 +154,7 @@ def _training(
         yield from _profile(stage, steps, layout)
     if stage.precision.fp8:
         yield from fp8_arithmetic(stage, layout, shape)
-    yield from engine_arithmetic(stage)
+    yield from engine_arithmetic(stage, layout)
 
 
 def _sequence(

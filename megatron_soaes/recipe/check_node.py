@@ -111,7 +111,12 @@ def substitutions(recipe: Recipe, machine: Machine) -> list[Substitution]:
     cpu = machine.device == "cpu"
     if cpu and any(layout.processes > 1 for layout in layouts):
         found.append(Substitution("NCCL collectives", "gloo collectives", no_gpu))
-    if cpu and any(layout.virtual_pipeline > 1 for layout in layouts):
+    if cpu and any(
+        isinstance(stage, TrainingStage)
+        and not stage.overlap.pipeline
+        and layout_of(recipe, stage).virtual_pipeline > 1
+        for stage in recipe.stages
+    ):
         reason = "batched messages give wrong results over gloo"
         found.append(
             Substitution("batched pipeline messages", "single overlapped messages", reason)

@@ -124,12 +124,20 @@ class Optimizer(Section):
 
 
 class Overlap(Section):
-    """Communication between replicas beside computation; changes speed, not results."""
+    """Communication beside computation; changes speed, not results."""
 
     grad_reduce: bool = Field(False, description="Reduce gradients during the backward pass.")
     param_gather: bool = Field(
         False,
         description="Gather updated weights during the next forward pass; needs grad_reduce.",
+    )
+    tensor_parallel: bool = Field(
+        False,
+        description="Exchange parts of activations during the products they belong to, in "
+        "Transformer Engine's user buffers; needs sequence_parallel and GPUs linked by NVLink.",
+    )
+    pipeline: bool = Field(
+        True, description="Interleaved schedule: pass messages on during the next chunk's work."
     )
 
 
@@ -160,6 +168,14 @@ class Kernels(Section):
     gradient_accumulation: bool = Field(
         False,
         description="Matrix products add weight gradients to their buffers themselves (apex).",
+    )
+    cross_entropy: bool = Field(
+        False, description="The loss of a chunk of logits in one kernel each way (torch.compile)."
+    )
+    mlp_graphs: bool = Field(
+        False,
+        description="Launch each layer's MLP as one CUDA graph: for small models, whose kernels "
+        "end before the host has launched the next.",
     )
 
 

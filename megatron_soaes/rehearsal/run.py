@@ -163,12 +163,13 @@ def _by_other_means(recipe: Recipe, small: Recipe) -> Iterator[str]:
     reason = "it needs a GPU"
     if any(isinstance(one, PreciseStage) and one.precision.fp8 for one in recipe.stages):
         found.append(Substitution("FP8 products", "bf16 products", reason))
-    if any(
-        isinstance(one, TrainingStage) and one.optimizer.precision_aware for one in recipe.stages
-    ):
+    trained = [one for one in recipe.stages if isinstance(one, TrainingStage)]
+    if any(one.optimizer.precision_aware for one in trained):
         found.append(Substitution("optimizer state in fewer bits", "fp32 state", reason))
-    if any(isinstance(one, TrainingStage) and one.kernels != Kernels() for one in recipe.stages):
+    if any(one.kernels != Kernels() for one in trained):
         found.append(Substitution("fused kernels", "PyTorch's", reason))
+    if any(one.overlap.tensor_parallel for one in trained):
+        found.append(Substitution("exchanges within products", "exchanges between them", reason))
     yield from map(str, found)
 
 

@@ -169,6 +169,7 @@ def _training(recipe: Recipe, stage: AnyPart, where: str, batch: int, changes: C
         small,
         where,
         kernels=Kernels(),
+        overlap=stage.overlap.model_copy(update={"tensor_parallel": False}),
         micro_batch_size=_micro_batch(stage.micro_batch_size),
         global_batch_size=batch,
         log_every=1,

@@ -29,6 +29,7 @@ from megatron_soaes.recipe.training_settings import (
     Kernels,
     Layout,
     Optimizer,
+    Overlap,
     Precision,
     Recompute,
 )
@@ -77,6 +78,7 @@ def build_options(
     *,
     recompute: Recompute | None = None,
     kernels: Kernels | None = None,
+    overlap: Overlap | None = None,
 ) -> BuildOptions:
     """How a recipe's model is built for one stage."""
     return BuildOptions(
@@ -85,6 +87,7 @@ def build_options(
         layout=layout,
         recompute=recompute or Recompute(),
         kernels=kernels or Kernels(),
+        overlap=overlap or Overlap(),
         fp8=precision.fp8,
     )
 

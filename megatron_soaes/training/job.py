@@ -69,4 +69,5 @@ class TrainingJob:
             stage.precision,
             recompute=stage.recompute,
             kernels=stage.kernels,
+            overlap=stage.overlap,
         )

@@ -51,11 +51,12 @@ class Objective(Protocol):
 class CrossEntropy:
     """With the text's own next token."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, *, fused: bool = False) -> None:
         self._vocab_size = vocab_size
+        self._fused = fused
 
     def losses(self, logits: Tensor, batch: MicroBatch) -> Tensor:
-        return token_losses(logits, batch.labels, self._vocab_size)
+        return token_losses(logits, batch.labels, self._vocab_size, fused=self._fused)
 
 
 class Distillation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.profiler import profile, schedule, tensorboard_trace_handler
 
 from megatron_soaes.accelerator.device import this_device
 from megatron_soaes.accelerator.groups import seed_step, world_rank
+from megatron_soaes.accelerator.user_buffers import user_buffers
 from megatron_soaes.accelerator.watchdog import Watchdog
 from megatron_soaes.checkpoint import directory
 from megatron_soaes.checkpoint.megatron_arguments import megatron_arguments
@@ -26,6 +27,7 @@ from megatron_soaes.data.sample import MicroBatch, collate
 from megatron_soaes.errors import NonFiniteError
 from megatron_soaes.models.build import dtype_named
 from megatron_soaes.training.forecast import compared, peak_memory, told
+from megatron_soaes.training.graphs import mlp_graphs
 from megatron_soaes.training.job import TrainingJob
 from megatron_soaes.training.non_finite import write_report
 from megatron_soaes.training.objective import CrossEntropy, Objective
@@ -52,7 +54,22 @@ def train(job: TrainingJob) -> TrainingResult:
 
     Raises NonFiniteError, and UserError when the saved state does not fit the recipe.
     """
-    return Trainer(job).run()
+    with _shared_buffers(job):
+        return Trainer(job).run()
+
+
+def _shared_buffers(job: TrainingJob) -> AbstractContextManager[None]:
+    """What `overlap.tensor_parallel` needs from before the layers are built to the end."""
+    if not job.stage.overlap.tensor_parallel:
+        return nullcontext()
+    fp8 = job.stage.precision.fp8
+    return user_buffers(
+        job.stage.sequence_length * job.stage.micro_batch_size,
+        job.shape.hidden,
+        job.layout.tensor_parallel,
+        fp8=fp8 is not None,
+        bf16=fp8 is None or fp8.first_last_layers_bf16,
+    )
 
 
 class Trainer:
@@ -63,7 +80,7 @@ class Trainer:
         self.stop = StopSignal()
         self.saver = CheckpointSaver(job.checkpoints, job.stage.checkpoints)
         self.engine, self.state = restore(job)
-        loss = CrossEntropy(job.shape.vocab_size)
+        loss = CrossEntropy(job.shape.vocab_size, fused=job.stage.kernels.cross_entropy)
         self.lessons = Lessons(job.teaching, job.build_options, loss) if job.teaching else None
         self.objective: Objective = self.lessons.objective if self.lessons else loss
         self._non_finite_in_a_row = 0
@@ -85,6 +102,7 @@ class Trainer:
         self._say_start()
         with ExitStack() as stack:
             watchdog = stack.enter_context(Watchdog(stage.hang_timeout_s, "training"))
+            stack.enter_context(mlp_graphs(self.engine, stage, self.job.layout))
             profiler = self._profiler(stack)
             if self.state.iteration == 0:
                 validation = self._validate(0)

@@ -24,6 +24,7 @@ from megatron_soaes.recipe.schema import CPTStage, ModelSource
 from megatron_soaes.recipe.shapes import read_shape
 from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.engine import build_engine, build_options, load_model
+from megatron_soaes.training.graphs import mlp_graphs
 from megatron_soaes.training.objective import CrossEntropy
 from megatron_soaes.training.step import train_step
 from tests.gpu.material import MULTIPLE, learnable_batch
@@ -36,9 +37,16 @@ LENGTH = 256
 
 
 def train(
-    hf_dir: Path, checkpoint: Path, precision: dict[str, Any], steps: int = STEPS
+    hf_dir: Path,
+    checkpoint: Path,
+    precision: dict[str, Any],
+    steps: int = STEPS,
+    **settings: dict[str, Any],
 ) -> tuple[list[float], GPTModel]:
-    """Losses of `steps` steps from `checkpoint`, and the trained model (groups must be active)."""
+    """Losses of `steps` steps from `checkpoint`, and the trained model (groups must be active).
+
+    `settings` are those of the stage beside its precision.
+    """
     shape = read_shape(hf_dir / "config.json")
     stage = CPTStage.model_validate(
         {
@@ -49,18 +57,21 @@ def train(
             "sequence_length": LENGTH,
             "global_batch_size": SAMPLES,
             "precision": precision,
-            "optimizer": {"lr": 1e-3},
             "schedule": {"shape": "constant"},
+            **settings,
+            "optimizer": {"lr": 1e-3} | settings.get("optimizer", {}),
         }
     )
     source = ModelSource(source=hf_dir, vocab_size_multiple=MULTIPLE)
-    options = build_options(shape, source, Layout(), stage.precision)
+    options = build_options(shape, source, Layout(), stage.precision, kernels=stage.kernels)
     engine = build_engine(shape, load_model(shape, options, checkpoint), stage, stage.steps)
-    losses, objective = [], CrossEntropy(shape.vocab_size)
-    for step in range(1, steps + 1):
-        seed_step(1234, step)
-        batches = learnable_batch(step, SAMPLES, LENGTH)
-        losses.append(train_step(engine, objective, batches, SAMPLES, False).loss)
+    objective = CrossEntropy(shape.vocab_size, fused=stage.kernels.cross_entropy)
+    losses = []
+    with mlp_graphs(engine, stage, Layout()):
+        for step in range(1, steps + 1):
+            seed_step(1234, step)
+            batches = learnable_batch(step, SAMPLES, LENGTH)
+            losses.append(train_step(engine, objective, batches, SAMPLES, False).loss)
     return losses, engine.chunks[0]
 
 

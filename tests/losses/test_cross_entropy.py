@@ -66,6 +66,19 @@ def test_one_rank(name: str) -> None:
     assert not logits.grad[..., case["vocab_size"] :].any()
 
 
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_losses_are_the_same(dtype: torch.dtype) -> None:
+    case = CASES["a-little-padding"]
+    logits = case["logits"].to(dtype, copy=True).requires_grad_()
+    losses = token_losses(logits, case["labels"], case["vocab_size"], fused=True)
+    losses.sum().backward()
+    expected, gradient = reference(case | {"logits": logits.detach().float()})
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(logits.grad, gradient.to(dtype))
+    assert not logits.grad[..., case["vocab_size"] :].any()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_that_share_the_vocabulary(two_ranks: Path, name: str) -> None:
     case = CASES[name]

@@ -102,6 +102,7 @@ def build(workload: Workload) -> list[GPTModel]:
         workload.vocab_size,
         workload.layout,
         workload.recompute,
+        workload.kernels,
     )
     chunks = build_chunks(workload.shape, options)
     for chunk in chunks:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +43,7 @@ from megatron_soaes.recipe.distillation_settings import Store
 from megatron_soaes.recipe.schema import CaptureStage
 from megatron_soaes.recipe.training_settings import (
     FP8,
+    Kernels,
     Layout,
     Optimizer,
     Overlap,
@@ -101,6 +103,15 @@ def test_one_rank_saves_what_is_planned(case: str) -> None:
 def test_several_samples_in_a_micro_batch() -> None:
     asked = workload(TINY, micro_batch_size=3, global_batch_size=6)
     assert measure(asked).saved == saved_bytes(asked, 0)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_swiglu_as_one_kernel_keeps_less() -> None:
+    asked = workload(TINY, kernels=Kernels(swiglu=True))
+    # What the kernel keeps is the same whether it was compiled or not.
+    with torch.compiler.set_stance("force_eager"):
+        assert measure(asked).saved == saved_bytes(asked, 0)
+    assert saved_bytes(asked, 0) < saved_bytes(workload(TINY), 0)
 
 
 @pytest.mark.parametrize("case", TWO_RANKS)

@@ -29,6 +29,9 @@ AWARE = "cpt.optimizer.precision_aware={first_moment: bf16}"
         ("cpt.kernels.swiglu=true", "kernels.swiglu"),
         ("cpt.kernels.rope=true", "kernels.rope"),
         ("cpt.kernels.gradient_accumulation=true", "kernels.gradient_accumulation"),
+        ("cpt.kernels.cross_entropy=true", "kernels.cross_entropy"),
+        ("cpt.kernels.mlp_graphs=true", "kernels.mlp_graphs"),
+        ("cpt.overlap.tensor_parallel=true", "overlap.tensor_parallel"),
     ],
 )
 def test_they_are_refused_where_they_would_not_happen(
@@ -62,6 +65,21 @@ def test_gradients_are_added_up_within_products_only_with_apex(recipe_72b_file: 
         (["cpt.fp8.attention=dot_product"], "stages.cpt.precision.fp8.attention", "delayed recipe"),
         (["cpt.fp8={recipe: mxfp8, param_gather: true}", "cluster.gpu=b200-180g"],
          "stages.cpt.precision.fp8.param_gather", "two forms"),
+        (["cpt.overlap.tensor_parallel=true", "cpt.layout.sequence_parallel=false"],
+         "stages.cpt.overlap.tensor_parallel", "nothing is gathered"),
+        (["cpt.overlap.tensor_parallel=true", "cpt.layout.context_parallel=2"],
+         "stages.cpt.overlap.tensor_parallel", "buffers have one size"),
+        (["cpt.overlap.tensor_parallel=true", "cpt.fp8.recipe=blockwise"],
+         "stages.cpt.overlap.tensor_parallel", "do not carry"),
+        (["cpt.kernels.mlp_graphs=true", "cpt.layout.context_parallel=2"],
+         "stages.cpt.kernels.mlp_graphs", "a graph has one size"),
+        (["cpt.kernels.mlp_graphs=true", "cpt.overlap={grad_reduce: true, param_gather: true}"],
+         "stages.cpt.kernels.mlp_graphs", "wait for weights"),
+        (["cpt.kernels.mlp_graphs=true", "cpt.recompute={granularity: full}"],
+         "stages.cpt.kernels.mlp_graphs", "lies within the graph"),
+        (["cpt.kernels.mlp_graphs=true",
+          "cpt.recompute={granularity: selective, modules: [core_attn, mlp]}"],
+         "stages.cpt.kernels.mlp_graphs", "lies within the graph"),
     ],
 )  # fmt: skip
 def test_what_a_recipe_cannot_ask_for(

@@ -90,7 +90,10 @@ def test_a_stage_needs_a_gpu_for_each_process(recipe_file: Path) -> None:
 def test_what_has_another_form_on_a_cpu_is_listed(recipe_file: Path) -> None:
     recipe = load_recipe(
         recipe_file,
-        ["models.target.layout={pipeline_parallel: 2, virtual_pipeline: 2, context_parallel: 2}"],
+        [
+            "models.target.layout={pipeline_parallel: 2, virtual_pipeline: 2, context_parallel: 2}",
+            "cpt.overlap.pipeline=false",
+        ],
     )
     assert [substitution.wanted for substitution in substitutions(recipe, CPU)] == [
         "NCCL collectives",

@@ -1,0 +1,162 @@
+"""CUDA graphs, user buffers, FP8's state: what is asked of Megatron-Core and Transformer Engine.
+
+None exists without a GPU, so each ends here at a stand-in for the outermost call; that they work
+is for tests/gpu, and for a machine with several GPUs, to show.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import Mock, create_autospec
+
+import pytest
+import torch
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.cuda_graphs import TECudaGraphHelper
+from megatron.core.transformer.enums import CudaGraphScope
+from torch import Tensor
+
+from megatron_soaes.models.build import BuildOptions, transformer_config
+from megatron_soaes.recipe.training_settings import Kernels, Layout, Overlap
+from megatron_soaes.training import graphs
+from megatron_soaes.training.trainer import train
+from tests.training.material import BATCH, SEQUENCE, make_job
+from tests.training.meddling import terminate_in
+from tests.training.watched import WatchedTrainer, run
+
+BF16 = {"precision": {"dtype": "bf16"}, "steps": 3}
+
+
+@pytest.mark.usefixtures("one_process")
+def test_scaling_factors_and_their_history_come_back_with_a_resume(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Megatron-Core's layers, given an extra state of the kind that Transformer Engine's have."""
+    found: list[list[int]] = []
+
+    def linears(trainer: WatchedTrainer) -> list[Any]:
+        modules = trainer.engine.chunks[0].decoder.modules()
+        return [one for one in modules if isinstance(one, ColumnParallelLinear | RowParallelLinear)]
+
+    def change_and_stop(trainer: WatchedTrainer, step: int) -> None:
+        if step == 3:
+            for number, linear in enumerate(linears(trainer)):
+                linear.history = torch.tensor([number, *b"amax"], dtype=torch.uint8)
+        terminate_in(3)(trainer, step)
+
+    def look_and_stop(trainer: WatchedTrainer, step: int) -> None:
+        found.append([int(linear.history[0]) for linear in linears(trainer)])
+        terminate_in(4)(trainer, step)
+
+    for layer in (ColumnParallelLinear, RowParallelLinear):
+        # Bytes, as Transformer Engine 2.11 gives; an imported checkpoint has none.
+        monkeypatch.setattr(layer, "get_extra_state", lambda one: getattr(one, "history", None))
+        monkeypatch.setattr(layer, "set_extra_state", _set)
+    run(make_job(material, tmp_path), change_and_stop)
+    job = make_job(material, tmp_path)
+    run(job, look_and_stop)
+    assert found == [list(range(4 * job.shape.layers))]
+
+
+def _set(linear: Any, history: Tensor | None) -> None:
+    linear.history = history
+
+
+@pytest.mark.usefixtures("one_process")
+def test_graphs_are_recorded_before_the_first_step_and_go_after_the_last(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = create_autospec(TECudaGraphHelper)
+    in_flight: list[int] = []
+    recorder.return_value.create_cudagraphs.side_effect = lambda: in_flight.append(
+        get_num_microbatches()
+    )
+    monkeypatch.setattr(graphs, "TECudaGraphHelper", recorder)
+    plain = train(make_job(material, tmp_path / "plain", **BF16))
+    job = make_job(material, tmp_path / "graphs", **BF16, kernels={"mlp_graphs": True})
+    assert train(job) == plain
+    assert in_flight == [BATCH]
+    (_, config, tokens, rows, _), _ = recorder.call_args
+    assert (tokens, rows) == (SEQUENCE * job.stage.micro_batch_size, 1)
+    assert config.cuda_graph_impl == "transformer_engine"
+    assert config.cuda_graph_scope == [CudaGraphScope.mlp]
+    recorder.return_value.delete_cuda_graphs.assert_called_once_with()
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
+    """What stands at transformer_engine.pytorch.module.base, with the calls it got."""
+    base = Mock(spec=["initialize_ub", "destroy_ub", "UserBufferQuantizationMode"])
+    names = [
+        "transformer_engine",
+        "transformer_engine.pytorch",
+        "transformer_engine.pytorch.module",
+    ]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[names[-1]].base = base  # type: ignore[attr-defined]
+    return base
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(
+    ("fp8", "kinds"),
+    [
+        (None, ["NONE"]),
+        ({}, ["FP8"]),
+        ({"first_last_layers_bf16": True}, ["FP8", "NONE"]),
+    ],
+)
+def test_user_buffers_are_there_from_before_the_layers_to_the_end(
+    material: Path, tmp_path: Path, engine: Mock, fp8: dict[str, bool] | None, kinds: list[str]
+) -> None:
+    job = make_job(
+        material,
+        tmp_path / "run",
+        layout=Layout(tensor_parallel=2, sequence_parallel=True),
+        precision={"dtype": "bf16", "fp8": fp8},
+        overlap={"tensor_parallel": True},
+    )
+
+    class Built(Exception):
+        pass
+
+    engine.initialize_ub.side_effect = Built
+    with pytest.raises(Built):
+        train(job)
+    modes = engine.UserBufferQuantizationMode
+    engine.initialize_ub.assert_called_once_with(
+        [SEQUENCE, job.shape.hidden],
+        2,
+        quantization_modes=[getattr(modes, kind) for kind in kinds],
+        bootstrap_backend="nccl",
+    )
+
+
+def test_what_overlaps_has_megatron_cores_names(material: Path, tmp_path: Path) -> None:
+    shape = make_job(material, tmp_path).shape
+    layout = Layout(pipeline_parallel=2, virtual_pipeline=2)
+
+    def config(overlap: Overlap, kernels: Kernels | None = None) -> dict[str, object]:
+        options = BuildOptions(
+            torch.bfloat16, 256, layout, kernels=kernels or Kernels(), overlap=overlap
+        )
+        found = transformer_config(shape, options)
+        return {
+            "exchanges": found.tp_comm_overlap,
+            "messages": (found.overlap_p2p_comm, found.batch_p2p_comm),
+            "graphs": found.cuda_graph_impl,
+        }
+
+    plain = {"exchanges": False, "messages": (True, False), "graphs": "none"}
+    assert config(Overlap()) == plain
+    # Over gloo batched messages are wrong, so what was asked for stays out here.
+    assert config(Overlap(pipeline=False)) == plain
+    assert config(Overlap(tensor_parallel=True)) == plain | {"exchanges": True}
+    graphed = config(Overlap(), Kernels(mlp_graphs=True))
+    assert graphed == plain | {"graphs": "transformer_engine"}
