@@ -17,11 +17,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from benchmarks.subject import qwen2
 from megatron_soaes.accelerator.launch import launch
 from megatron_soaes.recipe.training_settings import Layout
+
+if TYPE_CHECKING:
+    from megatron_soaes.data.sample import MicroBatch
+    from megatron_soaes.training.engine import Engine
 
 SEQUENCE = 512
 GLOBAL_BATCH = 8
@@ -39,68 +46,58 @@ LAYOUTS = {
 
 def time_steps(layout: Layout, steps: int) -> list[float]:
     """Seconds of each step on this rank, the first not counted (collective)."""
-    import torch
-
-    from megatron_soaes.accelerator.device import this_device
-    from megatron_soaes.accelerator.groups import (
-        model_parallel,
-        process_group,
-        rendezvous_from_environment,
-    )
-    from megatron_soaes.data.sample import Sample, collate
-    from megatron_soaes.recipe.fp8 import filling_of
-    from megatron_soaes.recipe.schema import CPTStage, ModelSource
-    from megatron_soaes.recipe.shapes import ModelShape
-    from megatron_soaes.recipe.training_settings import Precision
-    from megatron_soaes.training.engine import build_chunks, build_engine, build_options
+    from megatron_soaes.accelerator.groups import process_group, rendezvous_from_environment
+    from megatron_soaes.training.engine import layout_groups
     from megatron_soaes.training.objective import CrossEntropy
     from megatron_soaes.training.step import train_step
 
-    shape = ModelShape(
-        family="qwen2", layers=8, hidden=384, heads=6, kv_heads=2, head_dim=64, ffn=1024,
-        vocab_size=VOCABULARY, max_position=SEQUENCE, tied_embeddings=False, qkv_bias=True,
-        qk_norm=False, norm_eps=1e-6, rope_theta=1e4, rope_scaling=None,
-    )  # fmt: skip
+    seconds = []
+    with process_group(rendezvous_from_environment()), layout_groups(layout):
+        engine, objective = random_engine(layout), CrossEntropy(VOCABULARY)
+        for step in range(steps + 1):
+            batches = random_batches(layout, step)
+            torch.distributed.barrier()
+            start = time.perf_counter()
+            train_step(engine, objective, batches, GLOBAL_BATCH, stop_here=False)
+            seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def random_engine(layout: Layout) -> Engine:
+    """This rank's part of the model, in the groups of `layout`."""
+    from megatron_soaes.recipe.schema import CPTStage, ModelSource
+    from megatron_soaes.recipe.training_settings import Precision
+    from megatron_soaes.training.engine import build_chunks, build_engine, build_options
+
+    shape = qwen2(
+        VOCABULARY, layers=8, hidden=384, heads=6, kv_heads=2, ffn=1024, tied_embeddings=False
+    )
     stage = CPTStage(
         name="bench", kind="cpt", blend="none", steps=1000, sequence_length=SEQUENCE,
         global_batch_size=GLOBAL_BATCH, precision=Precision(dtype="fp32"),
     )  # fmt: skip
-    seconds = []
-    with (
-        process_group(rendezvous_from_environment()),
-        model_parallel(
-            layout.tensor_parallel,
-            layout.pipeline_parallel,
-            layout.virtual_pipeline,
-            layout.context_parallel,
-        ),
-    ):
-        options = build_options(shape, ModelSource(source=Path()), layout, stage.precision)
-        chunks = build_chunks(shape, options)
-        for chunk in chunks:
-            for weight in chunk.parameters():
-                torch.nn.init.normal_(weight, 0.0, 0.02)
-        engine = build_engine(shape, chunks, stage, stage.steps)
-        rng = np.random.default_rng(0)
-        weights = np.ones(SEQUENCE + 1, dtype=np.float32)
-        bounds = np.array([0, SEQUENCE + 1], dtype=np.int32)
-        for _ in range(steps + 1):
-            texts = rng.integers(
-                0, VOCABULARY, (GLOBAL_BATCH // layout.data_parallel, SEQUENCE + 1)
-            )
-            batches = [
-                collate(
-                    [Sample(text, weights, bounds, 0)],
-                    this_device().torch_device,
-                    filling_of(layout),
-                )
-                for text in texts
-            ]
-            torch.distributed.barrier()
-            start = time.perf_counter()
-            train_step(engine, CrossEntropy(VOCABULARY), batches, GLOBAL_BATCH, stop_here=False)
-            seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+    options = build_options(shape, ModelSource(source=Path()), layout, stage.precision)
+    chunks = build_chunks(shape, options)
+    for chunk in chunks:
+        for weight in chunk.parameters():
+            torch.nn.init.normal_(weight, 0.0, 0.02)
+    return build_engine(shape, chunks, stage, stage.steps)
+
+
+def random_batches(layout: Layout, step: int) -> list[MicroBatch]:
+    """One window in each; a function of `step`."""
+    from megatron_soaes.accelerator.device import this_device
+    from megatron_soaes.data.sample import Sample, collate
+    from megatron_soaes.recipe.fp8 import filling_of
+
+    size = (GLOBAL_BATCH // layout.data_parallel, SEQUENCE + 1)
+    weights = np.ones(SEQUENCE + 1, dtype=np.float32)
+    bounds = np.array([0, SEQUENCE + 1], dtype=np.int32)
+    device, filling = this_device().torch_device, filling_of(layout)
+    return [
+        collate([Sample(text, weights, bounds, 0)], device, filling)
+        for text in np.random.default_rng(step).integers(0, VOCABULARY, size)
+    ]
 
 
 def main() -> None:

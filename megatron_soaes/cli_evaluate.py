@@ -16,77 +16,101 @@ if TYPE_CHECKING:
 
 FILE_WIDTH = 100
 Files = list[Path] | None
+Evaluated = Annotated[
+    Path,
+    typer.Argument(
+        help="HF directory, folder of Megatron checkpoints, or, for an endpoint, an HF directory "
+        "with the tokenizer."
+    ),
+]
+ResultFile = Annotated[Path, typer.Option(help="The result file to write, JSON.")]
+Questions = Annotated[Files, typer.Option(help="JSONL of questions; repeatable.")]
+Choices = Annotated[Files, typer.Option(help="JSONL of multiple choice; repeatable.")]
+Texts = Annotated[Files, typer.Option(help="JSONL of texts; repeatable.")]
+Profiles = Annotated[list[str] | None, typer.Option(help="llamafactory or swift; by default both.")]
+PromptStyle = Annotated[str, typer.Option(help="auto, chat or plain.")]
+TemplateDate = Annotated[
+    str | None, typer.Option(help="YYYY-MM-DD for a chat template that writes today's date.")
+]
+LongestAnswer = Annotated[int, typer.Option(help="Longest answer.")]
+BatchSize = Annotated[int, typer.Option(help="Sequences, or open requests, at a time.")]
+SequenceLength = Annotated[int, typer.Option(help="Tokens of one window of a text.")]
+Backend = Annotated[
+    str | None, typer.Option(help="megatron, lean or endpoint; by default what MODEL is.")
+]
+Dtype = Annotated[str, typer.Option(help="fp32 or bf16; an endpoint has its own.")]
+Iteration = Annotated[int | None, typer.Option(help="By default the newest.")]
+Parallel = Annotated[int, typer.Option(help="For Megatron checkpoints.")]
+Url = Annotated[str | None, typer.Option(help="Of a server, up to /v1.")]
+ServedModel = Annotated[str | None, typer.Option(help="Its name on the server.")]
+HarnessTasks = Annotated[
+    list[str] | None, typer.Option(help="Task of lm-evaluation-harness; repeatable.")
+]
+HarnessFolder = Annotated[Path | None, typer.Option(help="Folder of harness tasks.")]
 
 
 def evaluate(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            help="HF directory, folder of Megatron checkpoints, or, for an endpoint, an HF "
-            "directory with the tokenizer."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="The result file to write, JSON.")],
+    model: Evaluated,
+    out: ResultFile,
     *,
-    questions: Annotated[Files, typer.Option(help="JSONL of questions; repeatable.")] = None,
-    choices: Annotated[Files, typer.Option(help="JSONL of multiple choice; repeatable.")] = None,
-    texts: Annotated[Files, typer.Option(help="JSONL of texts; repeatable.")] = None,
-    profile: Annotated[
-        list[str] | None, typer.Option(help="llamafactory or swift; by default both.")
-    ] = None,
-    prompt: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
-    date: Annotated[
-        str | None, typer.Option(help="YYYY-MM-DD for a chat template that writes today's date.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Sequences, or open requests, at a time.")] = 32,
-    sequence_length: Annotated[int, typer.Option(help="Tokens of one window of a text.")] = 2048,
-    backend: Annotated[
-        str | None, typer.Option(help="megatron, lean or endpoint; by default what MODEL is.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16; an endpoint has its own.")] = "fp32",
-    iteration: Annotated[int | None, typer.Option(help="By default the newest.")] = None,
-    tensor_parallel: Annotated[int, typer.Option(help="For Megatron checkpoints.")] = 1,
-    pipeline_parallel: Annotated[int, typer.Option(help="For Megatron checkpoints.")] = 1,
-    url: Annotated[str | None, typer.Option(help="Of a server, up to /v1.")] = None,
-    served_model: Annotated[str | None, typer.Option(help="Its name on the server.")] = None,
-    harness: Annotated[
-        list[str] | None, typer.Option(help="Task of lm-evaluation-harness; repeatable.")
-    ] = None,
-    include: Annotated[Path | None, typer.Option(help="Folder of harness tasks.")] = None,
+    questions: Questions = None,
+    choices: Choices = None,
+    texts: Texts = None,
+    profile: Profiles = None,
+    prompt: PromptStyle = "auto",
+    date: TemplateDate = None,
+    max_new_tokens: LongestAnswer = 256,
+    batch_size: BatchSize = 32,
+    sequence_length: SequenceLength = 2048,
+    backend: Backend = None,
+    dtype: Dtype = "fp32",
+    iteration: Iteration = None,
+    tensor_parallel: Parallel = 1,
+    pipeline_parallel: Parallel = 1,
+    url: Url = None,
+    served_model: ServedModel = None,
+    harness: HarnessTasks = None,
+    include: HarnessFolder = None,
 ) -> None:
     """Measure one model on task files of your own; the result holds every item."""
     quiet_libraries()
     from megatron_soaes.stages.evaluate_model import backend_of, job_from, run
 
-    evaluation: dict[str, Any] = {
-        "questions": _named("--questions", questions),
-        "choices": _named("--choices", choices),
-        "texts": _named("--texts", texts),
+    evaluation = {
+        **_task_files(questions, choices, texts),
         "prompt": prompt,
         "date": date,
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
         "sequence_length": sequence_length,
+        **({"profiles": profile} if profile else {}),
     }
-    if profile:
-        evaluation["profiles"] = profile
-    job = job_from(
-        {
-            "backend": backend or backend_of(model, url),
-            "model": str(model.resolve()),
-            "evaluation": evaluation,
-            "out": str(out.resolve()),
-            "dtype": dtype,
-            "iteration": iteration,
-            "layout": {"tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel},
-            "url": url,
-            "served_model": served_model,
-            "harness": harness or [],
-            "include": None if include is None else str(include.resolve()),
-        }
-    )
-    code = run(job)
+    asked = {
+        "backend": backend or backend_of(model, url),
+        "model": str(model.resolve()),
+        "evaluation": evaluation,
+        "out": str(out.resolve()),
+        "dtype": dtype,
+        "iteration": iteration,
+        "layout": {"tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel},
+        "url": url,
+        "served_model": served_model,
+        **_of_the_harness(harness, include),
+    }
+    _measured(run(job_from(asked)), out)
+
+
+def _task_files(questions: Files, choices: Files, texts: Files) -> dict[str, Any]:
+    asked = {"questions": questions, "choices": choices, "texts": texts}
+    return {kind: _named(f"--{kind}", paths) for kind, paths in asked.items()}
+
+
+def _of_the_harness(tasks: list[str] | None, folder: Path | None) -> dict[str, Any]:
+    return {"harness": tasks or [], "include": None if folder is None else str(folder.resolve())}
+
+
+def _measured(code: int, out: Path) -> None:
+    """End the command with the job's code, and the table of its result if there is one."""
     if code == 0:
         _print_result(out)
     raise typer.Exit(code)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from megatron_soaes.accelerator.quiet import quiet_libraries
+from megatron_soaes.cli_progress import progress_bars
 from megatron_soaes.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -44,27 +44,35 @@ MaxAcceptanceLoss = Annotated[
     float | None, typer.Option(help="FP8: refuse where the rate falls by more than this (0.02).")
 ]
 Dtype = Annotated[str, typer.Option(help="bf16 or fp16.")]
+CheckpointFolder = Annotated[
+    Path, typer.Argument(help="New folder for config.json and rank files.")
+]
+Ranks = Annotated[int, typer.Option(help="Tensor-parallel ranks of the engine.")]
+PipelineStages = Annotated[int, typer.Option(help="Pipeline stages of the engine.")]
+Rows = Annotated[
+    int | None,
+    typer.Option(help="Vocabulary rows, for a pair that must agree; by default the model's."),
+]
+InFp8 = Annotated[
+    bool, typer.Option("--fp8", help="Matrices of the layers in FP8; needs --calibration.")
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(help="FP8: real prompts; .jsonl of prompt, text or messages, or text lines."),
+]
 
 
 def trtllm(
     source: Source,
-    out: Annotated[Path, typer.Argument(help="New folder for config.json and rank files.")],
+    out: CheckpointFolder,
     *,
-    tp: Annotated[int, typer.Option(help="Tensor-parallel ranks of the engine.")] = 1,
-    pp: Annotated[int, typer.Option(help="Pipeline stages of the engine.")] = 1,
+    tp: Ranks = 1,
+    pp: PipelineStages = 1,
     dtype: Dtype = "bf16",
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(help="Vocabulary rows, for a pair that must agree; by default the model's."),
-    ] = None,
+    vocab_size: Rows = None,
     iteration: Iteration = None,
-    fp8: Annotated[
-        bool, typer.Option("--fp8", help="Matrices of the layers in FP8; needs --calibration.")
-    ] = False,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="FP8: real prompts; .jsonl of prompt, text or messages, or text lines."),
-    ] = None,
+    fp8: InFp8 = False,
+    calibration: Calibration = None,
     draft: Fp8Draft = None,
     exclude: Exclude = None,
     fp8_cache: Fp8Cache = None,
@@ -83,7 +91,7 @@ def trtllm(
     quantisation = None if calibration is None else _quantisation(calibration, asked)
     from megatron_soaes.export.trtllm.writer import export_trtllm
 
-    with _bars() as bar:
+    with progress_bars() as bar:
         report = export_trtllm(
             source,
             out,
@@ -130,7 +138,7 @@ def hf_fp8(
         "max-logit-error": max_logit_error, "max-perplexity-increase": max_perplexity_increase,
         "max-acceptance-loss": max_acceptance_loss,
     }  # fmt: skip
-    with _bars() as bar:
+    with progress_bars() as bar:
         report = export_hf_fp8(
             source,
             out,
@@ -142,21 +150,6 @@ def hf_fp8(
         )
     _print_quality(report.quality)
     typer.echo(f"{report.tensors} tensors -> {report.directory}")
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Progress on stderr: what is yielded makes a bar of a name, to be told what is done of all."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-
-        def bar(name: str) -> Callable[[int, int], None]:
-            task = progress.add_task(name, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
-        yield bar
 
 
 def _require_all_or_nothing(fp8: bool, asked: Mapping[str, object]) -> None:

@@ -102,11 +102,11 @@ def _start(
     """All ranks; rank 0 writes to `out` and `err`, which are closed here."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     shared = {
-        "OMP_NUM_THREADS": str(threads),
         # Megatron-Core overlaps tensor-parallel communication correctly only with one queue.
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "COLUMNS": str(shutil.get_terminal_size().columns),
         **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads),
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),

@@ -23,7 +23,7 @@ from megatron_soaes.checkpoint.nemo_directory import is_nemo_directory
 from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe.megatron_args import shape_from_args
+from megatron_soaes.recipe.megatron_shapes import shape_from_args
 from megatron_soaes.recipe.shapes import ModelShape
 
 

@@ -35,7 +35,7 @@ from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.families import weight_table
 from megatron_soaes.models.weights import EMBEDDING, slices
-from megatron_soaes.recipe.megatron_args import config_json, refuse_other_shape
+from megatron_soaes.recipe.megatron_shapes import config_json, refuse_other_shape
 from megatron_soaes.recipe.shapes import ModelShape, read_shape
 
 LAYER_BY_LAYER = re.compile(r"^decoder\.layers\.\d+\.")

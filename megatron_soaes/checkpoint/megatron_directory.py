@@ -12,7 +12,7 @@ from typing import Any
 from megatron_soaes.accelerator.safe_pickle import read_common
 from megatron_soaes.checkpoint.directory import TRACKER, iteration_directory
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe.megatron_args import given
+from megatron_soaes.recipe.megatron_shapes import given
 
 COMMON = "common.pt"
 FORMAT = "metadata.json"

@@ -102,10 +102,6 @@ def dtype_named(name: str) -> torch.dtype:
 
 def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerConfig:
     """Megatron-Core's configuration of the shape under the options."""
-    layout = options.layout
-    interleaved = layout.virtual_pipeline > 1
-    # Batched messages between interleaved chunks are silently wrong over gloo.
-    beside = interleaved and (options.overlap.pipeline or this_device().backend == "gloo")
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
@@ -125,20 +121,6 @@ def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerC
         params_dtype=options.dtype,
         pipeline_dtype=options.dtype,
         bf16=options.dtype == torch.bfloat16,
-        tensor_model_parallel_size=layout.tensor_parallel,
-        pipeline_model_parallel_size=layout.pipeline_parallel,
-        virtual_pipeline_model_parallel_size=(layout.virtual_pipeline if interleaved else None),
-        num_layers_in_first_pipeline_stage=layout.first_stage_layers,
-        num_layers_in_last_pipeline_stage=layout.last_stage_layers,
-        overlap_p2p_comm=beside,
-        batch_p2p_comm=not beside,
-        tp_comm_overlap=options.overlap.tensor_parallel,
-        # Its other dispatchers refuse lengths that vary, whether the model has experts or not.
-        moe_token_dispatcher_type="alltoall",
-        # Filling documents up for context parallelism gives micro-batches of different lengths.
-        variable_seq_lengths=layout.context_parallel > 1 and layout.pipeline_parallel > 1,
-        context_parallel_size=layout.context_parallel,
-        sequence_parallel=layout.sequence_parallel,
         # A weight is right or an error: uninitialised memory must never pass for a model.
         perform_initialization=False,
         calculate_per_token_loss=True,
@@ -148,10 +130,33 @@ def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerC
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=options.kernels.gradient_accumulation,
+        **_parallel(options.layout, options.overlap),
         **_graphs(options.kernels),
         **_recompute(options.recompute),
         **fp8_settings(options.fp8),
     )
+
+
+def _parallel(layout: Layout, overlap: Overlap) -> dict[str, Any]:
+    interleaved = layout.virtual_pipeline > 1
+    # Batched messages between interleaved chunks are silently wrong over gloo.
+    beside = interleaved and (overlap.pipeline or this_device().backend == "gloo")
+    return {
+        "tensor_model_parallel_size": layout.tensor_parallel,
+        "sequence_parallel": layout.sequence_parallel,
+        "tp_comm_overlap": overlap.tensor_parallel,
+        "pipeline_model_parallel_size": layout.pipeline_parallel,
+        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline if interleaved else None,
+        "num_layers_in_first_pipeline_stage": layout.first_stage_layers,
+        "num_layers_in_last_pipeline_stage": layout.last_stage_layers,
+        "overlap_p2p_comm": beside,
+        "batch_p2p_comm": not beside,
+        "context_parallel_size": layout.context_parallel,
+        # Filling documents up for context parallelism gives micro-batches of different lengths.
+        "variable_seq_lengths": layout.context_parallel > 1 and layout.pipeline_parallel > 1,
+        # Its other dispatchers refuse lengths that vary, whether the model has experts or not.
+        "moe_token_dispatcher_type": "alltoall",
+    }
 
 
 def _graphs(kernels: Kernels) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from megatron_soaes.checkpoint.model_weights import check_weights
 from megatron_soaes.checkpoint.torch_dist import TorchDistReader
 from megatron_soaes.models.families import weight_table
 from megatron_soaes.preflight.findings import Found
-from megatron_soaes.recipe.megatron_args import refuse_other_shape
+from megatron_soaes.recipe.megatron_shapes import refuse_other_shape
 from megatron_soaes.recipe.schema import ModelSource
 from megatron_soaes.recipe.shapes import ModelShape
 

@@ -15,7 +15,7 @@ from megatron_soaes.checkpoint.checksums import recorded
 from megatron_soaes.checkpoint.directory import HF_FILES, iteration_directory
 from megatron_soaes.checkpoint.shard_writer import ShardWriter, in_host_memory
 from megatron_soaes.checkpoint.show import show
-from megatron_soaes.recipe.megatron_args import shape_from_args
+from megatron_soaes.recipe.megatron_shapes import shape_from_args
 from megatron_soaes.recipe.shapes import read_shape
 from megatron_soaes.recipe.training_settings import Checkpointing
 from tests.checkpoint.layouts import LAYOUTS, STEPS

@@ -15,7 +15,7 @@ from megatron_soaes.checkpoint.directory import iteration_directory
 from megatron_soaes.checkpoint.import_hf import import_hf
 from megatron_soaes.checkpoint.megatron_directory import open_megatron
 from megatron_soaes.models.weights import checkpoint_key
-from megatron_soaes.recipe.megatron_args import shape_from_args
+from megatron_soaes.recipe.megatron_shapes import shape_from_args
 from megatron_soaes.recipe.shapes import read_shape
 from tests.checkpoint.tensors import newest_tensors
 from tests.checkpoint.tiny import Case, make_model

@@ -144,8 +144,10 @@ def test_padding_left_in_the_softmax_would_be_noticed(
 ) -> None:
     original = objective.token_losses
 
-    def over_padding(logits: torch.Tensor, labels: torch.Tensor, size: int) -> torch.Tensor:
-        return original(logits, labels, logits.shape[2])
+    def over_padding(
+        logits: torch.Tensor, labels: torch.Tensor, size: int, *, fused: bool
+    ) -> torch.Tensor:
+        return original(logits, labels, logits.shape[2], fused=fused)
 
     monkeypatch.setattr(objective, "token_losses", over_padding)
     reference = loss_by_transformers(make_job(material, tmp_path))

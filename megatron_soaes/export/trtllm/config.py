@@ -29,6 +29,9 @@ SEQUENCE_LENGTH = 8192
 """What TensorRT-LLM's own converter takes for Qwen models whose config.json has no `seq_length`."""
 
 
+NOT_QUANTIZED = {"quant_algo": None, "kv_cache_quant_algo": None, "exclude_modules": None}
+
+
 def trtllm_config(
     shape: ModelShape,
     hf_config: dict[str, Any],
@@ -43,12 +46,9 @@ def trtllm_config(
     share them. There is no `rank`, and none of `quant_mode`, `quant_algo`, `kv_dtype` at the top:
     the loader refuses those. Raises UserError for a Qwen model whose config.json has no RoPE base.
     """
+    reader = READERS[shape.family]
     return {
-        "producer": {
-            "name": "megatron_soaes",
-            "version": __version__,
-            "tensorrt_llm": READERS[shape.family],
-        },
+        "producer": {"name": "megatron_soaes", "version": __version__, "tensorrt_llm": reader},
         "architecture": ARCHITECTURES[shape.family],
         "dtype": dtype,
         "logits_dtype": "float32",
@@ -77,7 +77,7 @@ def trtllm_config(
             "tp_size": parallelism.tensor,
             "pp_size": parallelism.pipeline,
         },
-        "quantization": {"quant_algo": None, "kv_cache_quant_algo": None, "exclude_modules": None},
+        "quantization": NOT_QUANTIZED,
         **_family_fields(shape, hf_config),
     }
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_soaes.errors import UserError
-from megatron_soaes.recipe.megatron_args import (
+from megatron_soaes.recipe.megatron_shapes import (
     ABSENT,
     REQUIRED,
     config_json,
