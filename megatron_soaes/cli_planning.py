@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from megatron_soaes.preflight.run import Preflight
     from megatron_soaes.recipe.schema import Recipe
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 Environment = Annotated[
     Path | None, typer.Option(help="Settings of your cluster; by default slurm/environment.sh.")
 ]
@@ -73,7 +76,7 @@ def rehearse(
     from megatron_soaes.rehearsal.run import rehearse as play
 
     loaded = load(recipe, overrides, single_stage)
-    report = play(loaded, workdir or Path(f"rehearsal-{loaded.name}"), environment)
+    report = play(loaded, workdir or Path("rehearsals") / loaded.name, environment)
     typer.echo(report.text(), nl=False)
     raise typer.Exit(report.exit_code)
 
@@ -102,15 +105,31 @@ def look_before(
     recipe: Recipe, environment: Path | None, *, files_elsewhere: bool = False
 ) -> Preflight:
     """Run the preflight and print its page."""
-    # Ranks of a whole cluster are built here one by one: their memory must stay a mere promise,
-    # which it is on a CPU.
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from megatron_soaes.accelerator.quiet import quiet_libraries
+    with _without_gpus():
+        from megatron_soaes.accelerator.quiet import quiet_libraries
 
-    quiet_libraries()
-    from megatron_soaes.preflight.page import page
-    from megatron_soaes.preflight.run import preflight as look
+        quiet_libraries()
+        from megatron_soaes.preflight.page import page
+        from megatron_soaes.preflight.run import preflight as look
 
-    found = look(recipe, environment, files_elsewhere=files_elsewhere)
+        found = look(recipe, environment, files_elsewhere=files_elsewhere)
     typer.echo(page(recipe.name, found), nl=False)
     return found
+
+
+@contextmanager
+def _without_gpus() -> Iterator[None]:
+    """For the block this process sees no GPU; what Slurm is told afterwards knows nothing of it.
+
+    Ranks of a whole cluster are built one by one: their memory must stay a mere promise, which it
+    is on a CPU.
+    """
+    seen = os.environ.get(VISIBLE)
+    os.environ[VISIBLE] = ""
+    try:
+        yield
+    finally:
+        if seen is None:
+            del os.environ[VISIBLE]
+        else:
+            os.environ[VISIBLE] = seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from megatron_soaes.cli import app
+from megatron_soaes.errors import ExitCode
 from megatron_soaes.recipe.check import check
 from megatron_soaes.recipe.load import load_recipe
 from tests.checkpoint.tiny import Case, edit_config, make_model
@@ -93,3 +97,13 @@ def test_every_file_the_readme_links_to_exists() -> None:
     links = re.findall(r"\]\((?!http)([^)]+)\)", README)
     assert len(links) > 5
     assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_a_preflight_hides_the_gpus_only_while_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is submitted afterwards inherits this environment."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    large = REPOSITORY / "examples/soaes_v2_72b/recipe.yaml"
+    wrong = ["--files-elsewhere", "cpt.layout.tensor_parallel=3"]
+    done = CliRunner().invoke(app, ["preflight", str(large), *wrong])
+    assert done.exit_code == ExitCode.BAD_INPUT
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"

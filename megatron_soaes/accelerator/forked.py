@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import reduction
 from pathlib import Path
 from types import ModuleType
@@ -67,8 +67,9 @@ class ForkedProcess:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to a process that runs."""
-        os.kill(self.pid, number)
+        """Send a signal to a process that runs; one that has just ended misses nothing."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
 
 class _Sent:

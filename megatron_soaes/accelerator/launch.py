@@ -65,14 +65,18 @@ def launch(module: str, arguments: Sequence[str], processes: int, logs: Path) ->
     failure (a death by signal N counts as 128 + N).
     """
     logs.mkdir(parents=True, exist_ok=True)
-    with copied_to(_log(logs, 0), 1, 2) as (out, err):
-        workers = _start(module, arguments, processes, logs, out=out, err=err)
-        with stop_signals_go_to(lambda received: _send(workers, received)):
-            try:
-                code = _wait(workers)
-            finally:
-                for worker in workers:
-                    _kill_group(worker)
+    workers: list[Worker] = []
+    with (
+        copied_to(_log(logs, 0), 1, 2) as (out, err),
+        stop_signals_go_to(lambda received: _send(workers, received)),
+    ):
+        try:
+            for worker in _started(module, arguments, processes, logs, out=out, err=err):
+                workers.append(worker)
+            code = _wait(workers)
+        finally:
+            for worker in workers:
+                _kill_group(worker)
     if code not in QUIET_CODES:
         _show_logs(logs, processes)
     return code
@@ -96,10 +100,10 @@ def _log(logs: Path, rank: int) -> Path:
     return logs / f"rank{rank}.log"
 
 
-def _start(
+def _started(
     module: str, arguments: Sequence[str], processes: int, logs: Path, *, out: int, err: int
-) -> list[Worker]:
-    """All ranks; rank 0 writes to `out` and `err`, which are closed here."""
+) -> Iterator[Worker]:
+    """One rank after the other, as it starts; rank 0 writes to `out` and `err`."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     shared = {
         # Megatron-Core overlaps tensor-parallel communication correctly only with one queue.
@@ -111,15 +115,14 @@ def _start(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    workers = []
     for rank in range(processes):
         environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        if rank > 0:
-            out = err = os.open(_log(logs, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        workers.append(_process(module, arguments, environment, out=out, err=err))
-        for stream in {out, err}:
-            os.close(stream)
-    return workers
+        if rank == 0:
+            yield _process(module, arguments, environment, out=out, err=err)
+            continue
+        with _log(logs, rank).open("ab") as log:
+            number = log.fileno()
+            yield _process(module, arguments, environment, out=number, err=number)
 
 
 def _process(
@@ -134,11 +137,11 @@ def _process(
         start_new_session=True,
         stdout=out,
         stderr=err,
-        preexec_fn=_end_with_launcher,  # noqa: PLW1509 (this process starts no threads of torch's)
+        preexec_fn=end_with_starter,  # noqa: PLW1509 (this process starts no threads of torch's)
     )
 
 
-def _end_with_launcher() -> None:
+def end_with_starter() -> None:
     """Ask Linux to kill this process when the one that starts it dies: a new run must be alone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

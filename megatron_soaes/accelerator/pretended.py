@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,8 @@ def pretended_rank(
     this_device()  # Megatron-Core is told what machine this is before it makes groups.
     from megatron.core import parallel_state
 
+    # torch has the hook name the rank before every line of a traceback, and leaves it so.
+    shown_before = sys.excepthook
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=processes)
     try:
         parallel_state.initialize_model_parallel(
@@ -39,3 +42,4 @@ def pretended_rank(
     finally:
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()
+        sys.excepthook = shown_before

@@ -13,6 +13,8 @@ from megatron_soaes.recipe.graph import layout_of
 from megatron_soaes.recipe.problems import Problem
 from megatron_soaes.recipe.schema import EvaluateStage, PreciseStage, Recipe, Stage, TrainingStage
 
+NO_GPU = "this node has no GPU"
+
 
 @dataclass(frozen=True)
 class Substitution:
@@ -107,10 +109,10 @@ def substitutions(recipe: Recipe, machine: Machine) -> list[Substitution]:
     """
     layouts = [layout_of(recipe, stage) for stage in recipe.stages]
     training = any(isinstance(stage, TrainingStage) for stage in recipe.stages)
-    no_gpu, found = "this node has no GPU", []
+    found = []
     cpu = machine.device == "cpu"
     if cpu and any(layout.processes > 1 for layout in layouts):
-        found.append(Substitution("NCCL collectives", "gloo collectives", no_gpu))
+        found.append(Substitution("NCCL collectives", "gloo collectives", NO_GPU))
     if cpu and any(
         isinstance(stage, TrainingStage)
         and not stage.overlap.pipeline
@@ -122,7 +124,7 @@ def substitutions(recipe: Recipe, machine: Machine) -> list[Substitution]:
             Substitution("batched pipeline messages", "single overlapped messages", reason)
         )
     if cpu or "transformer-engine" not in machine.versions:
-        reason = no_gpu if cpu else "transformer-engine is not installed"
+        reason = NO_GPU if cpu else "transformer-engine is not installed"
         found.append(
             Substitution("Transformer Engine layers", "local layers with PyTorch SDPA", reason)
         )

@@ -14,10 +14,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from data_prep.convert import ConvertOptions, convert
 from data_prep.sft.convert import SFTOptions, convert_sft
+from data_prep.tokenizer import read_tokenizer
 from megatron_soaes.files import atomic_file
 from megatron_soaes.recipe.data_settings import Dataset
 from megatron_soaes.recipe.evaluation_settings import Evaluation
@@ -57,7 +56,7 @@ class Material:
         models = {name: self._model(name) for name in self.shapes}
         target = models["target"]
         room = Room(
-            Tokenizer.from_file(str(target / TOKENIZER_FILE)),
+            read_tokenizer(target / TOKENIZER_FILE),
             int(ROOM_SHARE * min(_lengths(small))),
         )
         sources = {}
@@ -85,6 +84,8 @@ class Material:
         config_file = source.config or source.source / "config.json"
         tokenizer = self._real_tokenizer(name)
         real = tokenizer is not None
+        if tokenizer is not None:
+            read_tokenizer(tokenizer / TOKENIZER_FILE)  # an error names the user's file, not a copy
         largest = max(one.vocab_size for one in self.shapes.values())
         smallest = min(one.vocab_size for one in self.shapes.values())
         is_larger = shape.vocab_size == largest > smallest

@@ -6,21 +6,31 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_soaes import files
+from megatron_soaes.accelerator.launch import end_with_starter
 from megatron_soaes.accelerator.machine import read_machine
-from megatron_soaes.errors import ExitCode
+from megatron_soaes.errors import ExitCode, UserError
+from megatron_soaes.pipeline.lock import only_run_in
 from megatron_soaes.pipeline.manifest import read_manifest
+from megatron_soaes.pipeline.slurm.submission import environment_file
 from megatron_soaes.pipeline.status import State, read_status
 from megatron_soaes.recipe.check import check
-from megatron_soaes.recipe.check_node import Substitution, substitutions
+from megatron_soaes.recipe.check_node import NO_GPU, Substitution, substitutions
 from megatron_soaes.recipe.gates import Gate
 from megatron_soaes.recipe.graph import layout_of
-from megatron_soaes.recipe.schema import PreciseStage, Recipe, RespondStage, TrainingStage
+from megatron_soaes.recipe.schema import (
+    ModelName,
+    PreciseStage,
+    Recipe,
+    RespondStage,
+    TrainingStage,
+)
+from megatron_soaes.recipe.shapes import ModelShape
 from megatron_soaes.recipe.training_settings import Kernels, Layout
 from megatron_soaes.rehearsal.gates import is_about_ability
 from megatron_soaes.rehearsal.layouts import layout_text
@@ -55,7 +65,30 @@ def rehearse(recipe: Recipe, workdir: Path, environment: Path | None = None) -> 
     UserError for a file of the user's that cannot be read.
     """
     shapes = check(recipe)
+    environment_file(environment)
     workdir = workdir.resolve()
+    _refuse_a_folder_of_others(workdir)
+    with only_run_in(workdir):
+        return _rehearse(recipe, shapes, workdir, environment)
+
+
+def _refuse_a_folder_of_others(workdir: Path) -> None:
+    """What lies there may be a project of the user's, with folders of the names used here."""
+    if workdir.exists() and not workdir.is_dir():
+        found, fix = "a file", "Name another folder."
+    elif workdir.is_dir() and any(workdir.iterdir()) and not (workdir / MATERIAL).is_dir():
+        found, fix = "other files", "Name a new folder."
+    else:
+        return
+    raise UserError(workdir, found, "an empty folder, or an earlier rehearsal's", fix)
+
+
+def _rehearse(
+    recipe: Recipe,
+    shapes: Mapping[ModelName, ModelShape],
+    workdir: Path,
+    environment: Path | None,
+) -> RehearsalReport:
     small, changes = shrink(recipe, shapes)
     material = Material(recipe, shapes, workdir / MATERIAL)
     small = material.lay_out(small)
@@ -93,7 +126,12 @@ def _run(recipe: Recipe) -> int:
     with (
         _wishes_to_stop() as wishes,
         # In a group of its own, so that an interrupt from the terminal reaches it once.
-        subprocess.Popen(command, env=environment, process_group=0) as process,
+        subprocess.Popen(
+            command,
+            env=environment,
+            process_group=0,
+            preexec_fn=end_with_starter,  # noqa: PLW1509 (this process starts no threads)
+        ) as process,
     ):
         wishes.pass_on_to(process)
         code = process.wait()
@@ -159,8 +197,11 @@ def _failure(run: Rehearsed, number: int, code: int) -> Failure:
 def _by_other_means(recipe: Recipe, small: Recipe) -> Iterator[str]:
     """What the small recipe uses on a CPU, and what had to be taken out of the recipe for it."""
     machine = replace(read_machine(), device="cpu")
-    found = substitutions(small, machine)
-    reason = "it needs a GPU"
+    reason = "a rehearsal uses the CPU"
+    found = [
+        replace(one, reason=reason) if one.reason == NO_GPU else one
+        for one in substitutions(small, machine)
+    ]
     if any(isinstance(one, PreciseStage) and one.precision.fp8 for one in recipe.stages):
         found.append(Substitution("FP8 products", "bf16 products", reason))
     trained = [one for one in recipe.stages if isinstance(one, TrainingStage)]

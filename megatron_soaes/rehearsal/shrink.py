@@ -155,7 +155,10 @@ def _training(recipe: Recipe, stage: AnyPart, where: str, batch: int, changes: C
     assert isinstance(stage, TrainingStage)
     steps = graph.steps_of(recipe, stage)
     validation, saved = stage.validation, stage.checkpoints
-    keep = {} if saved.keep_every is None else {"keep_every": min(saved.keep_every, STEPS)}
+    # So few that one is deleted.
+    keep = {} if saved.keep_last is None else {"keep_last": 1}
+    if saved.keep_every is not None:
+        keep["keep_every"] = min(saved.keep_every, STEPS)
     small = with_parts(
         stage,
         optimizer=changes.set(stage.optimizer, where, "optimizer", precision_aware=None),

@@ -9,11 +9,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megatron_soaes.accelerator import copied
 from megatron_soaes.accelerator import launch as launching
-from megatron_soaes.accelerator.launch import free_port, launch
+from megatron_soaes.accelerator.copied import copied_to
+from megatron_soaes.accelerator.forked import ForkedProcess
+from megatron_soaes.accelerator.launch import Worker, free_port, launch
 from megatron_soaes.errors import ExitCode
 
 RANK = "tests.accelerator.rank"
@@ -58,6 +62,14 @@ def test_a_wanted_number_of_threads_is_kept(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     run(tmp_path, "0")
     assert environment(tmp_path, 0)["OMP_NUM_THREADS"] == "7"
+
+
+def test_an_empty_number_of_threads_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    run(tmp_path, "0")
+    assert int(environment(tmp_path, 0)["OMP_NUM_THREADS"]) > 0
 
 
 @pytest.mark.parametrize("behaviours", [("75", "0"), ("0", "75"), ("75", "75")])
@@ -121,6 +133,54 @@ def test_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path, forks: bool) -
                 os.kill(int(file.read_text()), 0)
                 time.sleep(0.05)
     assert not list(tmp_path.glob("forgotten*"))
+
+
+def test_a_rank_that_cannot_be_started_ends_those_that_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Worker] = []
+    original = launching._process
+
+    def only_one(*arguments: Any, **streams: int) -> Worker:
+        if started:
+            raise OSError("no more processes")
+        started.append(original(*arguments, **streams))
+        return started[0]
+
+    monkeypatch.setattr(launching, "_process", only_one)
+    with pytest.raises(OSError, match="no more processes"):
+        run(tmp_path, "sleep", "sleep")
+    assert started[0].poll() == -signal.SIGKILL
+
+
+def test_a_signal_to_a_rank_that_has_ended_is_no_error(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        out = log.fileno()
+        rank = ForkedProcess("this", [], {"OMP_NUM_THREADS": "1"}, out=out, err=out)
+        rank.wait()
+    rank.send_signal(signal.SIGTERM)
+
+
+def test_a_terminal_that_goes_away_takes_nothing_from_the_log(tmp_path: Path) -> None:
+    reader, terminal = os.pipe()
+    with copied_to(tmp_path / "log", terminal) as (out,):
+        os.close(reader)
+        for word in ("one ", "two"):
+            os.write(out, word.encode())
+            time.sleep(0.1)
+    os.close(terminal)
+    assert (tmp_path / "log").read_text() == "one two"
+
+
+def test_what_still_writes_does_not_keep_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copied, "LAST_WORDS_S", 0.1)
+    with copied_to(tmp_path / "log", 1) as (out,):
+        process = subprocess.Popen(["sleep", "60"], stdout=out)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
 
 
 def test_a_free_port_is_free() -> None:

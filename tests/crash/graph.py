@@ -110,6 +110,7 @@ def tokens(root: Path) -> dict[str, bytes]:
     work = root / "work"
     found = [*work.glob("preprocess-*/*.bin"), *work.glob("preprocess-*/*.idx")]
     found += work.glob("capture/**/*.bin")
+    assert {file.suffix for file in found} == {".bin", ".idx"}
     return {str(file.relative_to(work)): file.read_bytes() for file in found}
 
 

@@ -30,6 +30,7 @@ DEATHS: list[tuple[str, str | None, int]] = [
     ("before-discard", "cpt", RANK),
     ("before-manifest", "cpt", RUNNER),
     ("mid-store-shard", "capture", RANK),
+    ("mid-checkpoint-shard", "distil", RANK),
     ("before-directory-rename", "distil", RANK),
     ("before-pointer:2", "distil", RANK),
 ]

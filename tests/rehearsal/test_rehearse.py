@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_soaes.errors import ExitCode, UserError
+from megatron_soaes.pipeline.lock import only_run_in
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.problems import RecipeErrors
 from megatron_soaes.rehearsal.report import RehearsalReport
 from megatron_soaes.rehearsal.run import rehearse
 from tests.rehearsal.small_recipes import large, write_large, write_lines
+from tests.slurm.cluster import wait_until
 
 SHORT = """\
 version: 1
@@ -139,6 +144,68 @@ def test_a_run_that_does_not_end_by_itself(
     assert report.exit_code == code
     assert "the same command goes on from there" in report.text()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_killed_rehearsal_leaves_no_run_behind(tmp_path: Path) -> None:
+    recipe = write_large(tmp_path)
+    stub = tmp_path / "python"
+    stub.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
+    stub.chmod(0o755)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from megatron_soaes.recipe.load import load_recipe\n"
+        "from megatron_soaes.rehearsal.run import rehearse\n"
+        f"recipe = load_recipe(Path({str(recipe)!r}))\n"
+        f"sys.executable = {str(stub)!r}\n"
+        f"rehearse(recipe, Path({str(tmp_path / 'out')!r}))\n"
+    )
+    rehearsal = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    pid = tmp_path / "pid"
+    wait_until(lambda: pid.is_file() and bool(pid.read_text()), 60)
+    rehearsal.kill()
+    rehearsal.wait()
+    wait_until(lambda: not psutil.pid_exists(int(pid.read_text())), 10)
+
+
+@pytest.mark.parametrize(
+    ("is_file", "said"), [(True, "found a file"), (False, "found other files")]
+)
+def test_what_else_lies_in_the_folder_is_left_alone(
+    tmp_path: Path, is_file: bool, said: str
+) -> None:
+    folder = tmp_path / "mine"
+    mine = folder if is_file else folder / "slurm/submit.sh"
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("my own")
+    with pytest.raises(UserError, match=said):
+        rehearse(large(tmp_path), folder)
+    assert mine.read_text() == "my own"
+
+
+def test_one_rehearsal_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out/material").mkdir(parents=True)
+    with only_run_in(tmp_path / "out"), pytest.raises(UserError, match="another run at work"):
+        rehearse(large(tmp_path), tmp_path / "out")
+
+
+def test_an_environment_that_is_nowhere_is_told_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match=r"cluster\.sh: found no file"):
+        rehearse(large(tmp_path), tmp_path / "out", tmp_path / "cluster.sh")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    recipe = large(tmp_path)
+    broken = tmp_path / "models/base/tokenizer.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
+    (broken.parent / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        rehearse(recipe, tmp_path / "out")
+    assert str(broken) in str(caught.value)
 
 
 def test_a_recipe_that_breaks_a_rule_is_not_rehearsed(tmp_path: Path) -> None:

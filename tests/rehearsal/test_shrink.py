@@ -36,6 +36,7 @@ def test_amounts_become_small_and_everything_that_repeats_still_happens(tmp_path
     assert getattr(cpt, "steps", None) == 4
     assert cpt.checkpoints.every == cpt.validation.every == 2
     assert cpt.checkpoints.asynchronous
+    assert cpt.checkpoints.keep_last == 1, "so that one is deleted"
     schedule = cpt.schedule
     assert (schedule.shape, schedule.warmup_steps, schedule.decay_steps) == ("wsd", 1, 1)
     assert small.models.target.layout.processes == 4

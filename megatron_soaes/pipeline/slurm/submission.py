@@ -132,14 +132,20 @@ def chain_of(recipe: Recipe, environment: Path | None = None) -> Chain:
 
 def chain_of_rest(recipe: Recipe, done: tuple[str, ...], environment: Path | None = None) -> Chain:
     """The same for a recipe that is right, when it is known which stages are `done`."""
-    environment = (environment or SCRIPTS / ENVIRONMENT_FILE).resolve()
-    if not environment.is_file():
-        raise UserError(
-            environment, "no file", "an environment file", "Copy and edit slurm/environment.sh."
-        )
+    settings = environment_file(environment)
     folder = recipe.workdir / FOLDER
     commands = tuple(_command(recipe, job, folder) for job in jobs_of(recipe, done))
-    return Chain(folder, commands, environment, done)
+    return Chain(folder, commands, settings, done)
+
+
+def environment_file(named: Path | None) -> Path:
+    """The environment file that is meant; UserError where there is none."""
+    file = (named or SCRIPTS / ENVIRONMENT_FILE).resolve()
+    if not file.is_file():
+        raise UserError(
+            file, "no file", "an environment file", "Copy and edit slurm/environment.sh."
+        )
+    return file
 
 
 def _command(recipe: Recipe, job: Job, folder: Path) -> Command:
