@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -22,8 +21,7 @@ from megatron_soaes.planner.table import (
 from megatron_soaes.planner.workload import workload_of
 from megatron_soaes.recipe.check import check
 from megatron_soaes.recipe.problems import Problem, did_you_mean
-from megatron_soaes.recipe.schema import Cluster, ModelName, PreciseStage, Recipe
-from megatron_soaes.recipe.shapes import ModelShape
+from megatron_soaes.recipe.schema import Cluster, PreciseStage, Recipe
 
 NODE = 8
 """GPUs of a node, where nothing is said."""
@@ -53,14 +51,18 @@ def plan(recipe: Recipe, asked: Asked, console: Console) -> list[Problem]:
     cluster = cluster_of(recipe, asked)
     recipe = recipe.model_copy(update={"cluster": cluster})
     shapes = check(recipe)
+    ranked = None if asked.layouts is None else _stage_named(recipe, asked.layouts)
     if not console.is_terminal:
         console.width = WIDTH
     disk = DISK_GB_S if asked.disk_gb_s is None else asked.disk_gb_s
     found = plan_recipe(recipe, shapes, cluster, counts_of(asked.samples), disk)
     for table in (memory_table(found), time_table(found), disk_table(found)):
         _print(console, table)
-    if asked.layouts is not None:
-        _rank(recipe, asked.layouts, shapes, cluster, console)
+    if ranked is not None:
+        workload = workload_of(recipe, ranked, shapes)
+        layouts = search_layouts(workload, cluster.gpus, cluster.gpu, cluster.gpus_per_node)
+        _print(console, layouts_table(layouts))
+        _print(console, why_not_table(layouts))
     wrong = problems(found)
     for problem in wrong:
         console.print(f"does not fit: {problem}", markup=False, soft_wrap=True)
@@ -81,9 +83,12 @@ def cluster_of(recipe: Recipe, asked: Asked) -> Cluster:
     each = known.gpus_per_node if known else NODE
     gpus = asked.gpus or (known.gpus if known else each)
     each = min(each, gpus)
+    if gpus % each:
+        whole = f"a multiple of {each}, the GPUs of a node, or fewer than those"
+        fix = f"Say {gpus // each * each} or {-(-gpus // each) * each}."
+        raise UserError(f"--gpus {gpus}", f"{gpus} GPUs", whole, fix)
     version = known.transformer_engine if known else None
-    nodes = math.ceil(gpus / each)
-    return Cluster(gpu=gpu, nodes=nodes, gpus_per_node=each, transformer_engine=version)
+    return Cluster(gpu=gpu, nodes=gpus // each, gpus_per_node=each, transformer_engine=version)
 
 
 def counts_of(samples: Sequence[str]) -> dict[str, int]:
@@ -100,21 +105,12 @@ def counts_of(samples: Sequence[str]) -> dict[str, int]:
     return counts
 
 
-def _rank(
-    recipe: Recipe,
-    name: str,
-    shapes: Mapping[ModelName, ModelShape],
-    cluster: Cluster,
-    console: Console,
-) -> None:
+def _stage_named(recipe: Recipe, name: str) -> PreciseStage:
     stages = {one.name: one for one in recipe.stages if isinstance(one, PreciseStage)}
     if name not in stages:
         rule, fix = "a stage that trains or captures", did_you_mean(name, stages)
         raise UserError(f"--layouts {name}", "no such stage", rule, fix)
-    workload = workload_of(recipe, stages[name], shapes)
-    found = search_layouts(workload, cluster.gpus, cluster.gpu, cluster.gpus_per_node)
-    _print(console, layouts_table(found))
-    _print(console, why_not_table(found))
+    return stages[name]
 
 
 def _print(console: Console, table: Table) -> None:

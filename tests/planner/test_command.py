@@ -56,6 +56,8 @@ def test_other_gpus_take_the_place_of_the_cluster() -> None:
     with pytest.raises(UserError, match="give --gpu and --gpus"):
         cluster_of(alone, Asked(gpus=8))
     assert cluster_of(alone, Asked(gpus=4, gpu="h100-80g")).gpus_per_node == 4
+    with pytest.raises(UserError, match=r"--gpus 60.*a multiple of 8.*Say 56 or 64"):
+        cluster_of(alone, Asked(gpus=60, gpu="h100-80g"))
 
 
 def test_layouts_are_ranked_and_the_others_explained() -> None:
@@ -64,8 +66,13 @@ def test_layouts_are_ranked_and_the_others_explained() -> None:
     assert "The fastest of " in ranked
     assert "TP 2, SP, DP 32" in ranked
     assert "expected a divisor of the layers, 28" in refused
+
+
+def test_a_stage_that_is_not_there_is_told_before_the_tables() -> None:
+    out = StringIO()
     with pytest.raises(UserError, match=r"no such stage.*Did you mean 'cpt'"):
-        said(Asked(layouts="ctp"))
+        plan(load_recipe(LARGE), Asked(layouts="ctp"), Console(file=out))
+    assert out.getvalue() == ""
 
 
 @pytest.mark.parametrize("text", ["sft", "sft=", "sft=0", "sft=1.5", "sft=-1"])
