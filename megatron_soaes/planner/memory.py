@@ -65,7 +65,7 @@ class RankMemory:
     fp8_copies: int
     """Of the weights, kept from one micro-batch of a step to the next."""
     teacher: int
-    """The second model: weights, FP8 copies, one layer's forward pass and its logits."""
+    """Models that are not trained: weights, FP8 copies, one layer's forward pass and logits."""
     saving: int
     """What a save gathers on the GPU, when nothing of a step is there."""
     margin: int
@@ -103,7 +103,7 @@ def rank_memory(
         activations=_activations(workload, stage, implementation),
         logits=_logits(workload) if is_last(workload.layout, stage) else 0,
         fp8_copies=_fp8_copies(workload, stage),
-        teacher=_teacher(workload, stage, implementation),
+        teacher=sum(_read_only(one, stage, implementation) for one in workload.read_only),
         saving=_saving(workload, stage, parameters) if trained else 0,
         margin=0,
     )
@@ -196,14 +196,11 @@ def _fp8_matrices(workload: Workload, shape: ModelShape) -> int:
     return numbers + scales
 
 
-def _teacher(workload: Workload, stage: int, implementation: Implementation) -> int:
-    if workload.teacher is None:
-        return 0
-    beside = replace(workload, shape=workload.teacher, optimizer=None, teacher=None)
-    weights = model_parameters(beside.shape, beside.vocab_size, beside.layout, stage)
-    total = weights * WIDTHS[workload.precision.dtype] + _fp8_copies(beside, stage)
-    total += _activations(beside, stage, implementation)
-    return total + (logits_bytes(beside) if is_last(beside.layout, stage) else 0)
+def _read_only(workload: Workload, stage: int, implementation: Implementation) -> int:
+    weights = model_parameters(workload.shape, workload.vocab_size, workload.layout, stage)
+    total = weights * WIDTHS[workload.precision.dtype] + _fp8_copies(workload, stage)
+    total += _activations(workload, stage, implementation)
+    return total + (logits_bytes(workload) if is_last(workload.layout, stage) else 0)
 
 
 def _saving(workload: Workload, stage: int, parameters: int) -> int:

@@ -7,7 +7,7 @@ costs less than what is counted here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from megatron_soaes.planner.activations import WIDTHS, Sizes, fp8_layers, sizes_of
 from megatron_soaes.planner.hardware import Rates
@@ -206,7 +206,7 @@ def _exchanges_again(workload: Workload) -> int:
 
 
 def stage_pass(workload: Workload, stage: int, gpus_per_node: int, rates: Rates) -> StagePass:
-    """One micro-batch on a rank of a pipeline stage, a teacher's forward pass included."""
+    """One micro-batch on a rank of a pipeline stage, with what only runs forward there."""
     chunks = range(workload.layout.virtual_pipeline)
     layers = [fp8 for chunk in chunks for fp8 in fp8_layers(workload, stage, chunk)]
     total = StagePass(NOTHING, NOTHING)
@@ -221,10 +221,8 @@ def stage_pass(workload: Workload, stage: int, gpus_per_node: int, rates: Rates)
     if not workload.kernels.gradient_accumulation:
         added = rank_parameters(workload, stage) * _accumulation_bytes(workload) / rates.memory
         total = StagePass(total.forward, total.backward + Pass(added, 0.0, 0.0))
-    if workload.teacher is not None:
-        beside = replace(workload, shape=workload.teacher, teacher=None, optimizer=None)
-        teacher = stage_pass(beside, stage, gpus_per_node, rates)
-        total = _plus(total, teacher, 1)
+    for beside in workload.read_only:
+        total = _plus(total, stage_pass(beside, stage, gpus_per_node, rates), 1)
     return total
 
 

@@ -104,8 +104,7 @@ def _model_flops(workload: Workload) -> float:
     each = workload.shape.flops_per_token(length)
     if workload.optimizer is None:
         each /= 3
-    if workload.teacher is not None:
-        each += workload.teacher.flops_per_token(length) / 3
+    each += sum(one.shape.flops_per_token(length) for one in workload.read_only) / 3
     return each * workload.global_batch_size * length
 
 

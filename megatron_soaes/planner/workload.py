@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from megatron_soaes.recipe.graph import layout_of, model_of
@@ -45,6 +45,15 @@ class Workload:
     """None: forward passes only, as in capture."""
     teacher: ModelShape | None = None
     """A second model that runs forward in the same layout and arithmetic, as in distillation."""
+    reference: bool = False
+    """A copy of the model that stays as it was runs forward, too, as selecting positions asks."""
+
+    @property
+    def read_only(self) -> list[Workload]:
+        """The models that run forward beside this one, each as if it were alone."""
+        shapes = [*([self.teacher] if self.teacher else []), *([self.shape] * self.reference)]
+        alone = replace(self, teacher=None, reference=False, optimizer=None)
+        return [replace(alone, shape=shape) for shape in shapes]
 
     @property
     def tokens(self) -> int:
@@ -74,12 +83,13 @@ def workload_of(
     )
     if isinstance(stage, CaptureStage):
         return asked(global_batch_size=stage.micro_batch_size * layout.data_parallel)
-    beside = isinstance(stage, DistillStage) and stage.teacher is not None
+    distilled = stage if isinstance(stage, DistillStage) else None
     return asked(
         global_batch_size=stage.global_batch_size,
         recompute=stage.recompute,
         overlap=stage.overlap,
         kernels=stage.kernels,
         optimizer=stage.optimizer,
-        teacher=shapes["target"] if beside else None,
+        teacher=shapes["target"] if distilled and distilled.teacher is not None else None,
+        reference=distilled is not None and distilled.objective.selection is not None,
     )

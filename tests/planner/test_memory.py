@@ -26,6 +26,7 @@ from megatron_soaes.planner.activations import (
     NO_RECOMPUTE,
     frequencies_bytes,
     kept_logits_bytes,
+    logits_bytes,
     peak_bytes,
     recomputed_bytes,
     sizes_of,
@@ -270,6 +271,14 @@ def test_a_teacher_brings_its_weights_and_its_logits() -> None:
     weights = 2 * rank_parameters(replace(alone, shape=QWEN2_72B), 0)
     assert weights + 2 * 4096 * 152064 // 8 < teacher < weights + 3 * GIB
     assert rank_memory(alone, 0).teacher == 0
+
+
+def test_the_frozen_draft_of_a_selection_counts_beside_the_teacher() -> None:
+    alone = workload(QWEN2_HALF_B, sequence_length=4096)
+    teacher = rank_memory(replace(alone, teacher=QWEN2_7B), 0).teacher
+    both = rank_memory(replace(alone, teacher=QWEN2_7B, reference=True), 0).teacher
+    frozen = rank_memory(replace(alone, optimizer=None), 0)
+    assert both - teacher == frozen.weights + frozen.activations + logits_bytes(alone)
 
 
 def test_a_save_may_need_more_than_a_step() -> None:

@@ -207,6 +207,9 @@ def test_a_teacher_runs_forward_beside_its_student() -> None:
     alone = replace(student, shape=QWEN2_72B, optimizer=None)
     extra = seconds(taught) - seconds(student)
     assert extra == pytest.approx(seconds(alone), rel=0.05)
+    compared = replace(taught, reference=True)
+    extra = seconds(compared) - seconds(taught)
+    assert extra == pytest.approx(seconds(replace(student, optimizer=None)), rel=0.05)
 
 
 def test_precision_aware_state_is_less_to_update() -> None:
