@@ -193,6 +193,7 @@ class RespondStage(Stage):
         """
         from megatron_soaes.decoding.answers import answer
         from megatron_soaes.decoding.interface import Sampling
+        from megatron_soaes.decoding.prompts import text_of
 
         stage, wanted = self.settings, self.settings.sampling
         found: list[Response] = []
@@ -216,7 +217,9 @@ class RespondStage(Stage):
                 Response(asked.dataset, temperature, prompt, completion, asked.stop)
                 for prompt, completion in zip(asked.prompts, completions, strict=True)
             ]
-        written = [one for one in found if one.answer]
+        ids = 1 + max(subject.tokenizer.get_vocab().values())
+        written = [one.in_vocabulary(ids, text_of(subject.tokenizer)) for one in found]
+        written = [one for one in written if one.answer]
         if not written:
             raise UserError(
                 f"stage {self.name}, dataset {asked.dataset}", "answers without a single token",

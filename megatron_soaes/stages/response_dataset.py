@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,21 @@ class Response:
     completion: Completion
     stop: int
     """The token that ends an answer."""
+    cut: bool = False
+    """Whether the model went on with a number that stands for no token, and what came after."""
+
+    def in_vocabulary(self, size: int, text_of: Callable[[Prompt], str]) -> Response:
+        """The answer up to where the model wrote what its tokenizer has not, if it did.
+
+        Embeddings have more rows than tokenizers have tokens (`size`). Those rows are hardly ever
+        written, but a draft with fewer of them could not even read them.
+        """
+        tokens = self.completion.tokens
+        known = next((n for n, token in enumerate(tokens) if token >= size), len(tokens))
+        if known == len(tokens):
+            return self
+        kept = tokens[:known]
+        return replace(self, completion=Completion(kept, text_of(kept), "length"), cut=True)
 
     @property
     def answer(self) -> tuple[int, ...]:
@@ -110,7 +125,8 @@ def response_metrics(
 
     `tokens` are those of the answers, ends of turns and documents included: all that is trained.
     `left_out` counts documents and conversations by reason, as `prompt_sets.LeftOut` says, and as
-    `no_answer` the answers without any token, which only a server gives.
+    `no_answer` the answers without any token; `cut_before_no_token` are among those that ended by
+    length.
     """
     stopped = sum(one.completion.finish == "stop" for one in responses)
     no_answer = temperatures * len(asked.prompts) - len(responses)
@@ -120,6 +136,7 @@ def response_metrics(
         "tokens": sum(len(one.answer) for one in responses),
         "ended_by_stop": stopped,
         "ended_by_length": len(responses) - stopped,
+        "cut_before_no_token": sum(one.cut for one in responses),
         "left_out": {**asked.left_out, "no_answer": no_answer},
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from megatron_soaes.recipe.check import check
 from megatron_soaes.recipe.load import load_recipe
 from megatron_soaes.recipe.schema import Recipe
 from megatron_soaes.stages.base import Stopped
+from megatron_soaes.stages.measuring import Subject
+from megatron_soaes.stages.respond import RespondStage
 from tests.data.material import write_dataset
 from tests.decoding import server as serving
 from tests.stages.exam import VOCABULARY, Exam
@@ -176,6 +178,7 @@ def test_metrics_count_what_was_asked_and_what_was_not(
         assert found["tokens"] == sum(len(answer) for _, answer, _ in expected)
         assert found["ended_by_stop"] == sum(finish == "stop" for *_, finish in expected)
         assert found["ended_by_stop"] + found["ended_by_length"] == found["answers"]
+        assert found["cut_before_no_token"] == 0
     assert metrics["chats"]["left_out"] == {
         "too_short": 0, "unanswered": 8, "too_long": 1, "repeated": 1, "no_answer": 0,
     }  # fmt: skip
@@ -313,6 +316,33 @@ def test_a_server_is_asked_with_tokens_and_its_text_is_tokenized(
     assert [tokens for tokens, _ in written(root, "served")] == sorted(expected)
     assert sorted(body["prompt"] for body in server.bodies) == sorted(2 * asked.chats)
     assert found["chats"]["answers"] == len(expected)
+
+
+def test_an_answer_ends_before_what_stands_for_no_token(
+    root: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a target's spare rows are, which its draft may lack."""
+    whole = asked.answers("chats")
+    known = sorted({token for _, answer, _ in whole for token in answer})[-3]
+    subject_of = RespondStage._subject
+
+    def with_fewer_tokens(stage: RespondStage) -> Subject:
+        subject = subject_of(stage)
+        monkeypatch.setattr(type(subject.tokenizer), "get_vocab", lambda _: {"last": known})
+        return subject
+
+    monkeypatch.setattr(RespondStage, "_subject", with_fewer_tokens)
+    found = run_here(root, "answers.prompts=[chats]", name="spare")["chats"]
+    kept = [
+        (prompt, list(takewhile(lambda token: token <= known, answer)), answer)
+        for prompt, answer, _ in whole
+    ]
+    assert found["cut_before_no_token"] == sum(
+        bool(part) and part != all_ for _, part, all_ in kept
+    )
+    assert found["cut_before_no_token"] > 0
+    expected = sorted(prompt + part for prompt, part, _ in kept if part)
+    assert [tokens for tokens, _ in written(root, "spare")] == expected
 
 
 def test_answers_without_a_token_are_left_out(
