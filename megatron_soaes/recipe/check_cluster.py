@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_soaes.recipe.check_arithmetic import divisors, layout_path
-from megatron_soaes.recipe.engine import PRECISION_AWARE_SINCE, engine_settings
+from megatron_soaes.recipe.engine import engine_settings, engine_versions
 from megatron_soaes.recipe.fp8 import release, transformer_engine_rules
 from megatron_soaes.recipe.gpus import GPUS
 from megatron_soaes.recipe.graph import layout_of
@@ -83,7 +83,5 @@ def _engine(stage: TrainingStage, cluster: Cluster) -> Iterator[Problem]:
         fix = "Give the version installed on the cluster, such as 2.11.0."
         rule = f"a version, because of {next(iter(wanted))}"
         yield Problem("cluster.transformer_engine", "nothing", rule, fix)
-    aware = f"stages.{stage.name}.optimizer.precision_aware"
-    if version and aware in wanted and release(version) < release(PRECISION_AWARE_SINCE):
-        rule = f"what Transformer Engine {version} has"
-        yield Problem(aware, "set", rule, f"Install {PRECISION_AWARE_SINCE} or later.")
+    if version and release(version):
+        yield from engine_versions(stage, version)

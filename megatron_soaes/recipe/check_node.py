@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_soaes.accelerator.machine import Machine
 from megatron_soaes.recipe.check_arithmetic import layout_path
-from megatron_soaes.recipe.engine import engine_settings
+from megatron_soaes.recipe.engine import engine_settings, engine_versions
 from megatron_soaes.recipe.fp8 import transformer_engine_rules
 from megatron_soaes.recipe.graph import layout_of
 from megatron_soaes.recipe.problems import Problem
@@ -96,6 +96,8 @@ def _needing_engine(stage: TrainingStage, machine: Machine) -> Iterator[Problem]
         if not engine:
             rule = "nothing without a GPU and the package transformer-engine"
             yield Problem(field, value, rule, "Run it where these are, or leave it out.")
+    if engine:
+        yield from engine_versions(stage, machine.versions["transformer-engine"])
     gradients = f"stages.{stage.name}.kernels.gradient_accumulation"
     if engine and gradients in wanted and machine.apex != "nvidia":
         rule = "false without NVIDIA's apex, which has the kernel for the output layer"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from megatron_soaes.recipe.fp8 import release
 from megatron_soaes.recipe.problems import Problem
 from megatron_soaes.recipe.schema import DistillStage, TrainingStage
 from megatron_soaes.recipe.training_settings import Kernels, Layout
 
-PRECISION_AWARE_SINCE = "2.1.0"
-"""First version whose FusedAdam keeps the rest of a main weight (Megatron-Core 0.16.1,
-OptimizerConfig)."""
+SINCE = {"optimizer.precision_aware": "2.1.0", "overlap.tensor_parallel": "2.7.0"}
+"""First Transformer Engine whose FusedAdam keeps the rest of a main weight (Megatron-Core 0.16.1,
+OptimizerConfig), and whose buffers are told their arithmetic by `quantization_modes`."""
+
+LEAVE_OUT = "Leave it out, or change the other setting."
 
 NO_USER_BUFFERS = "blockwise"
 """The FP8 recipe whose numbers user buffers do not carry (Transformer Engine 2.11,
@@ -27,6 +30,15 @@ def engine_settings(stage: TrainingStage) -> Iterator[tuple[str, str]]:
     for name in Kernels.model_fields:
         if getattr(stage.kernels, name):
             yield f"{path}.kernels.{name}", "true"
+
+
+def engine_versions(stage: TrainingStage, version: str) -> Iterator[Problem]:
+    """Settings of the stage that this version of Transformer Engine does not know yet."""
+    for field, value in engine_settings(stage):
+        since = SINCE.get(field.removeprefix(f"stages.{stage.name}."))
+        if since is not None and release(version) < release(since):
+            rule = f"what Transformer Engine {version} has"
+            yield Problem(field, value, rule, f"Install {since} or later, or leave it out.")
 
 
 def engine_arithmetic(stage: TrainingStage, layout: Layout) -> Iterator[Problem]:
@@ -46,9 +58,6 @@ def engine_arithmetic(stage: TrainingStage, layout: Layout) -> Iterator[Problem]
     if stage.kernels.mlp_graphs:
         for rule in _against_mlp_graphs(stage, layout):
             yield Problem(f"{path}.kernels.mlp_graphs", "true", f"false {rule}", LEAVE_OUT)
-
-
-LEAVE_OUT = "Leave it out, or change the other setting."
 
 
 def _against_user_buffers(stage: TrainingStage, layout: Layout) -> Iterator[str]:

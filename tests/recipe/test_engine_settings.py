@@ -45,6 +45,13 @@ def test_they_are_refused_where_they_would_not_happen(
     assert check_node(recipe, replace(APEX, gpu_count=64)) == []
 
 
+def test_a_node_with_an_older_transformer_engine_is_told(recipe_72b_file: Path) -> None:
+    recipe = load_recipe(recipe_72b_file, ["cluster=null", "cpt.fp8=null", AWARE])
+    old = replace(APEX, gpu_count=64, versions={**APEX.versions, "transformer-engine": "2.0.0"})
+    (problem,) = check_node(recipe, old)
+    assert problem.rule == "what Transformer Engine 2.0.0 has"
+
+
 def test_gradients_are_added_up_within_products_only_with_apex(recipe_72b_file: Path) -> None:
     wanted = "cpt.kernels.gradient_accumulation=true"
     (problem,) = check_node(load_recipe(recipe_72b_file, [wanted]), H100)
@@ -56,6 +63,8 @@ def test_gradients_are_added_up_within_products_only_with_apex(recipe_72b_file: 
     [
         ([AWARE, "cluster.transformer_engine=2.0.0", "cpt.fp8=null"],
          "stages.cpt.optimizer.precision_aware", "Install 2.1.0"),
+        (["cpt.overlap.tensor_parallel=true", "cluster.transformer_engine=2.6.0", "cpt.fp8=null"],
+         "stages.cpt.overlap.tensor_parallel", "Install 2.7.0"),
         ([AWARE, "cluster.transformer_engine=null", "cpt.fp8=null"],
          "cluster.transformer_engine", "because of stages.cpt.optimizer.precision_aware"),
         ([AWARE, "cpt.precision={dtype: fp32}"],
