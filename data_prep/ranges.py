@@ -73,16 +73,14 @@ def find_inputs(patterns: tuple[str, ...]) -> list[InputFile]:
         if Path(pattern).exists():
             matches = [pattern]
         if not matches:
-            raise UserError(
-                f"--input {pattern}", "no such file", "a path or a glob that matches", "Correct it."
-            )
+            raise UserError(pattern, "no such file", "a path or a glob that matches", "Correct it.")
         for path in map(Path, matches):
             if path.is_dir():
                 raise UserError(path, "a directory", "corpus files", f"Pass '{path}/*.jsonl'.")
             if path.resolve() in seen:
                 raise UserError(
-                    f"--input {pattern}",
-                    f"{path} a second time",
+                    path,
+                    "the file a second time",
                     "every file once (its documents would be doubled)",
                     "Make the arguments disjoint.",
                 )

@@ -46,7 +46,7 @@ def load_tokenizer(model: Path, add_special_tokens: bool) -> tuple[TokenizerInfo
     path = model / "tokenizer.json" if model.is_dir() else model
     if not path.is_file():
         fix = f"Name the directory of the model. {RESAVE}"
-        raise UserError(f"--tokenizer-model {model}", "no tokenizer.json", "one", fix)
+        raise UserError(model, "no tokenizer.json", "one", fix)
     tokenizer = read_tokenizer(path)
     config = read_config(path)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)

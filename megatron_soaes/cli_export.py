@@ -11,6 +11,7 @@ import typer
 from megatron_soaes.accelerator.quiet import quiet_libraries
 from megatron_soaes.cli_progress import progress_bars
 from megatron_soaes.errors import ExitCode, UserError
+from megatron_soaes.wording import counted
 
 if TYPE_CHECKING:
     from megatron_soaes.export.fp8.calibration import Fp8
@@ -107,7 +108,7 @@ def trtllm(
     if report.fp8 is not None:
         _print_quality(report.fp8)
     typer.echo(
-        f"{_counted(report.ranks, 'rank')}, {report.tensors} tensors, {report.bytes:,} bytes, "
+        f"{counted(report.ranks, 'rank')}, {report.tensors} tensors, {report.bytes:,} bytes, "
         f"{report.vocab_size} vocabulary rows -> {report.directory}"
     )
     typer.echo(f"Check it: soaes export check {out} --against {source}")
@@ -244,12 +245,8 @@ def _print_report(report: CheckReport) -> bool:
     for note in report.notes:
         typer.echo(f"note: {note}")
     found = len(report.problems)
-    verdict = _counted(found, "problem") if found else "no rule is broken"
-    contents = f"{_counted(report.ranks, 'rank')}, {_counted(report.tensors, 'tensor')}"
+    verdict = counted(found, "problem") if found else "no rule is broken"
+    contents = f"{counted(report.ranks, 'rank')}, {counted(report.tensors, 'tensor')}"
     compared = f", {report.compared} tensors of the model compared" if report.compared else ""
     typer.echo(f"{report.directory}: {contents}{compared}: {verdict}")
     return not found
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -153,7 +153,7 @@ def _clock(template: ChatTemplate) -> Callable[[str], str]:
                 template.place,
                 "a chat template that writes today's date",
                 "a date that does not change from run to run",
-                "Give the date to write with --date YYYY-MM-DD.",
+                "Give the date to write with --date YYYY-MM-DD; in a recipe as chat.date.",
             )
         return datetime.combine(template.date, time()).strftime(form)
 

@@ -127,11 +127,9 @@ def convert_sft(
     """
     _check_options(options)
     plan = plan_run(options, range_bytes=RANGE_BYTES)
-    info, reference, chat = _load_chat(options)
-    end_of_turn = _end_of_turn(chat)
-    job = _job(options, plan.directory, info, chat)
+    job, reference, end_of_turn = load_job(options, plan.directory)
     run = start_run(plan, job, reference, _texts(job, plan.ranges), log)
-    fingerprint = run.fingerprint(_settings(options, chat), (*TOKENIZER_PACKAGES, "jinja2"))
+    fingerprint = run.fingerprint(_settings(options, job.chat), (*TOKENIZER_PACKAGES, "jinja2"))
     with run.converting(fingerprint) as (counts, reused):
         _check_outcome(options, counts)
         source_names, source_numbers = read_sources(job, plan.ranges)
@@ -151,6 +149,16 @@ def convert_sft(
         description=options.description,
         report=report,
     )
+
+
+def load_job(options: SFTOptions, directory: Path) -> tuple[SFTJob, Tokenizer, str]:
+    """How records become tokens, the tokenizer of it, and the token that ends an answer.
+
+    Shards are written below `directory`. Raises `UserError` for a chat template that cannot be
+    trained on.
+    """
+    info, reference, chat = _load_chat(options)
+    return _job(options, directory, info, chat), reference, _end_of_turn(chat)
 
 
 def _check_options(options: SFTOptions) -> None:

@@ -103,6 +103,19 @@ class SFTJob(ShardJob[SFTCounts]):
             raise BadDocumentError(error.problem, error.found, record.raw) from error
         return Prepared(record, conversation, rendered)
 
+    def encode(self, record: NumberedRecord, encoder: Encoder) -> Ids:
+        """The ids of one record by itself. Raises `BadDocumentError` as `encode_range` collects it.
+
+        Whether it is too long is not asked.
+        """
+        prepared = self.prepare(record)
+        ((whole, *prompts),) = _encode_all([prepared], encoder)
+        try:
+            self.weigh(prepared.rendered, [whole, *prompts], prepared.conversation.weight)
+        except RecordError as error:
+            raise BadDocumentError(error.problem, error.found, record.raw) from error
+        return whole
+
     def encode_range(
         self, source: InputRange, encoder: Encoder
     ) -> Iterator[EncodedBatch[SFTCounts]]:

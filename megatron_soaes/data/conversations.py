@@ -173,10 +173,14 @@ def read_description(prefix: Path) -> dict[str, Any]:
     fix = "Give the path without suffix, or make it with data_prep/preprocess_sft.py."
     if not file.is_file():
         raise UserError(file, "no such file", "an SFT dataset", fix)
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if content.get("format") != "soaes-sft" or content.get("version") != 1:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(file, f"invalid JSON ({error})", "a JSON object", fix) from None
+    found = content if isinstance(content, dict) else {}
+    if found.get("format") != "soaes-sft" or found.get("version") != 1:
         raise UserError(file, "another format", "soaes-sft, version 1", fix)
-    return dict(content)
+    return found
 
 
 def sources_of(chosen: ConversationRange) -> list[str]:
@@ -188,7 +192,14 @@ def sources_of(chosen: ConversationRange) -> list[str]:
 
 
 def _source_ids(prefix: Path) -> NDArray[np.uint16]:
-    ids: NDArray[np.uint16] = np.load(prefix.with_name(prefix.name + "_sources.npy"), mmap_mode="r")
+    file = prefix.with_name(prefix.name + "_sources.npy")
+    try:
+        ids: NDArray[np.uint16] = np.load(file, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            file, f"no readable array ({error})", "the source of each conversation",
+            "Make the dataset again.",
+        ) from None  # fmt: skip
     return ids
 
 
@@ -243,9 +254,14 @@ def open_conversations(
         )  # fmt: skip
     tokens = open_indexed(chosen.prefix)
     weights = open_indexed(chosen.prefix.with_name(chosen.prefix.name + "_weights"))
+    fix = "Make the dataset again; its files do not belong together."
     if not np.array_equal(tokens.sequence_lengths, weights.sequence_lengths):
         raise UserError(
-            where, "other lengths in _weights.idx than in .idx", "a weight for each token",
-            "Make the dataset again; its files do not belong together.",
-        )  # fmt: skip
+            where, "other lengths in _weights.idx than in .idx", "a weight for each token", fix
+        )
+    conversations, sources = len(tokens.sequence_lengths), len(_source_ids(chosen.prefix))
+    if sources != conversations:
+        raise UserError(
+            where, f"{sources} entries in _sources.npy", f"{conversations}, one a conversation", fix
+        )
     return tokens, weights

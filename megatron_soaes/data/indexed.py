@@ -13,6 +13,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from numpy.typing import NDArray
 
+from data_prep.indexed import open_indexed as check_indexed
 from megatron_soaes import files
 from megatron_soaes.data.sample import Sample, pretraining_sample
 from megatron_soaes.errors import UserError
@@ -115,7 +116,7 @@ class Windows:
 
 
 def open_indexed(prefix: Path) -> IndexedDataset:
-    """Memory-map a .bin/.idx pair; UserError when one of the two is missing."""
+    """Memory-map a .bin/.idx pair; UserError when one is missing, or they contradict each other."""
     for suffix in (".idx", ".bin"):
         file = prefix.with_name(prefix.name + suffix)
         if not file.is_file():
@@ -123,6 +124,7 @@ def open_indexed(prefix: Path) -> IndexedDataset:
                 file, "no such file", "an indexed dataset",
                 "Give the path without .bin/.idx, or make it with data_prep/preprocess_data.py.",
             )  # fmt: skip
+    check_indexed(prefix)  # Megatron-Core's reader asserts, or maps what is not there
     return IndexedDataset(str(prefix))
 
 

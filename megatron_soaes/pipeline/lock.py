@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from megatron_soaes.errors import UserError
 
@@ -39,8 +40,7 @@ def only_run_of(workdir: Path, stage: str) -> Iterator[None]:
 
 @contextmanager
 def _held(file: Path, kind: int, where: Path | str, fix: str) -> Iterator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8") as lock:
+    with _opened(file) as lock:
         # More than one attempt, because `is_at_work` takes the lock for a moment.
         for _ in range(ATTEMPTS):
             try:
@@ -51,6 +51,17 @@ def _held(file: Path, kind: int, where: Path | str, fix: str) -> Iterator[None]:
         else:
             raise UserError(where, "another run at work in it", "one run at a time", fix)
         yield
+
+
+def _opened(file: Path) -> TextIO:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            file.parent, f"no folder to write to ({error.strerror})",
+            "one, or a place where it can be made", "Choose another workdir, or make way for it.",
+        ) from error  # fmt: skip
 
 
 def is_at_work(workdir: Path, stage: str) -> bool:

@@ -15,6 +15,8 @@ def page(name: str, found: Preflight) -> str:
 def _lines(name: str, found: Preflight) -> Iterator[str]:
     yield f"Preflight of '{name}'"
     for finding in found.findings:
+        if not (finding.well or finding.wrong):
+            continue  # what it did not look at stands below
         yield f"\n{'WRONG' if finding.wrong else 'well '}  {finding.subject}"
         yield from (f"       {line}" for line in finding.well)
         yield from (f"     ! {line}" for line in finding.wrong)

@@ -14,8 +14,7 @@ from megatron_soaes.accelerator.pretended import pretended_rank
 from megatron_soaes.errors import UserError
 from megatron_soaes.models.build import BuildOptions
 from megatron_soaes.models.families import weight_table
-from megatron_soaes.planner.parameters import rank_parameters
-from megatron_soaes.planner.workload import Workload
+from megatron_soaes.planner.parameters import model_parameters
 from megatron_soaes.recipe.shapes import ModelShape
 from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.engine import build_chunks
@@ -47,9 +46,9 @@ def distinct_ranks(layout: Layout) -> Iterator[tuple[int, int]]:
             yield stage * per_stage + place, stage
 
 
-def build_ranks(workload: Workload, options: BuildOptions) -> Built:
+def build_ranks(shape: ModelShape, options: BuildOptions) -> Built:
     """Build the model of every distinct rank; raises UserError where one is not as planned."""
-    layout, built = workload.layout, Built()
+    layout, built = options.layout, Built()
     for rank, stage in distinct_ranks(layout):
         with pretended_rank(
             rank,
@@ -59,13 +58,14 @@ def build_ranks(workload: Workload, options: BuildOptions) -> Built:
             virtual_pipeline=layout.virtual_pipeline,
             context=layout.context_parallel,
         ):
-            chunks = build_chunks(workload.shape, options)
+            chunks = build_chunks(shape, options)
             weights = [weight for chunk in chunks for weight in chunk.parameters()]
             for chunk in chunks:
                 state = chunk.sharded_state_dict()
                 apply_factories(state)  # a gated projection is one tensor here, two parts there
                 _take(built, list(nested_values(state)))
-        planned, found = rank_parameters(workload, stage), sum(one.numel() for one in weights)
+        planned = model_parameters(shape, options.padded_vocab_size, layout, stage)
+        found = sum(one.numel() for one in weights)
         if planned != found:
             raise UserError(
                 f"rank {rank} (pipeline stage {stage})", f"{found:,} parameters",

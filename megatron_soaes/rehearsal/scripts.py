@@ -25,7 +25,7 @@ class Scripts:
 def render_scripts(
     recipe: Recipe, small: Recipe, folder: Path, environment: Path | None
 ) -> Scripts | None:
-    """Write what `soaes slurm submit` would run; None for a recipe without a cluster.
+    """Write what `soaes slurm submit` would run, and check it; None without a cluster.
 
     The text of `small` stands in for corpora that are not here: no job depends on what they hold.
     Raises UserError for a recipe whose jobs do not fill their nodes, and without an environment
@@ -37,5 +37,4 @@ def render_scripts(
     chain = chain_of_rest(with_text, (), environment)
     file = folder / SCRIPT
     files.write_text(file, chain.dry_run())
-    found = look("jobs", check_scripts(recipe, environment, files_elsewhere=True))
-    return Scripts(file, found)
+    return Scripts(file, look("jobs", check_scripts(chain)))

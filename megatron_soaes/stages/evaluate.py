@@ -60,7 +60,7 @@ class EvaluateStage(Stage):
                 **evaluation.model_dump(mode="json", exclude=WITHOUT_EFFECT_ON_RESULTS),
             },
             directory=self.directory,
-            processes=self._layout().processes,
+            processes=self.layout().processes,
             resumable=True,
         )
 
@@ -72,7 +72,7 @@ class EvaluateStage(Stage):
             names.append(COMPARISON_FILE)
         return {name: self.directory / name for name in [*names, REPORT_FILE, SUMMARY_FILE]}
 
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
         """The stage's layout; plain where text is generated or judged."""
         layout = graph.layout_of(self.recipe, self.settings)
         if not self.recipe.evaluation.tasks:
@@ -93,7 +93,7 @@ class EvaluateStage(Stage):
             reading = reading_for(recipe, source, shape, evaluation.sequence_length)
             with first_rank_first():
                 sets = held_out_sets(reading, evaluation.perplexity, "refuse")
-        with layout_groups(self._layout()):
+        with layout_groups(self.layout()):
             metrics = {name: self._one(name, sets, tasks) for name in self.settings.checkpoints}
         if evaluation.tasks and world_rank() == 0:
             self._report()
@@ -106,7 +106,7 @@ class EvaluateStage(Stage):
         from megatron_soaes.training.objective import CrossEntropy
         from megatron_soaes.training.validation import validate
 
-        recipe, layout = self.recipe, self._layout()
+        recipe, layout = self.recipe, self.layout()
         evaluation = recipe.evaluation
         source = graph.model_of(recipe, self.settings)
         shape = shapes_of(recipe)[0][self.settings.model]

@@ -31,7 +31,7 @@ class PreprocessStage(Stage):
 
     def plan(self) -> Plan:
         source = self.recipe.models.target.source
-        inputs = {f"text/{number:05d}": file for number, file in enumerate(self._files())}
+        inputs = {f"text/{number:05d}": file for number, file in enumerate(self.files())}
         used = (*TOKENIZER_FILES, TEMPLATE_FILE) if self.settings.is_chat else TOKENIZER_FILES
         inputs |= {name: source / name for name in used if (source / name).is_file()}
         chat = self.settings.chat.model_dump(mode="json")
@@ -55,7 +55,7 @@ class PreprocessStage(Stage):
         key = self.settings.key
         summary = convert(
             ConvertOptions(
-                inputs=tuple(str(file) for file in self._files()),
+                inputs=tuple(str(file) for file in self.files()),
                 output_prefix=preprocess_prefix(self.recipe, self.dataset),
                 tokenizer_model=self.recipe.models.target.source,
                 json_keys=(key,),
@@ -72,25 +72,27 @@ class PreprocessStage(Stage):
         }
 
     def _convert_chats(self) -> dict[str, Any]:
-        chat = self.settings.chat
-        summary = convert_sft(
-            SFTOptions(
-                inputs=tuple(str(file) for file in self._files()),
-                output_prefix=preprocess_prefix(self.recipe, self.dataset),
-                tokenizer_model=self.recipe.models.target.source,
-                format=chat.format,
-                train_on=chat.train_on,
-                system=chat.system,
-                weight_key=chat.weight_key,
-                source_key=chat.source_key,
-                date=chat.date,
-                workers=len(os.sched_getaffinity(0)),
-                overwrite=True,
-            )
-        )
-        return asdict(summary.report)
+        return asdict(convert_sft(self.chat_options()).report)
 
-    def _files(self) -> list[Path]:
+    def chat_options(self) -> SFTOptions:
+        """How conversations are converted. Raises UserError as `files` does."""
+        chat = self.settings.chat
+        return SFTOptions(
+            inputs=tuple(str(file) for file in self.files()),
+            output_prefix=preprocess_prefix(self.recipe, self.dataset),
+            tokenizer_model=self.recipe.models.target.source,
+            format=chat.format,
+            train_on=chat.train_on,
+            system=chat.system,
+            weight_key=chat.weight_key,
+            source_key=chat.source_key,
+            date=chat.date,
+            workers=len(os.sched_getaffinity(0)),
+            overwrite=True,
+        )
+
+    def files(self) -> list[Path]:
+        """The files of the dataset; UserError, which names the field, for a glob without any."""
         found: list[Path] = []
         field = "conversations" if self.settings.is_chat else "text"
         for pattern in self.settings.files:

@@ -79,11 +79,11 @@ class RespondStage(Stage):
                 "datasets": data_config(recipe, stage.prompts),
             },
             directory=self.directory,
-            processes=self._layout().processes,
+            processes=self.layout().processes,
             resumable=True,
         )
 
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
         """The stage's layout, without what text is not written with; plain for other backends."""
         if self.settings.backend != "megatron":
             return Layout()
@@ -149,7 +149,7 @@ class RespondStage(Stage):
         """The process groups in which the model is asked; an export makes its own."""
         from megatron_soaes.training.engine import layout_groups
 
-        return layout_groups(self._layout()) if self._is_collective else nullcontext()
+        return layout_groups(self.layout()) if self._is_collective else nullcontext()
 
     @property
     def _is_collective(self) -> bool:
@@ -173,7 +173,7 @@ class RespondStage(Stage):
         if stage.backend == "lean":
             copy = self._hf_copy(root, iteration)
             return subjects.hf_model(copy, stage.dtype, stage.batch_size)
-        return subjects.checkpoint(root, iteration, self._layout(), stage.dtype, stage.batch_size)
+        return subjects.checkpoint(root, iteration, self.layout(), stage.dtype, stage.batch_size)
 
     def _hf_copy(self, root: Path, iteration: int) -> Path:
         """An HF copy of the checkpoint, kept for the runs that go on from this one."""
@@ -211,7 +211,7 @@ class RespondStage(Stage):
                 ),
                 self.directory / ANSWERS_FILE,
                 subject.identity,
-                at_once=BATCHES_AT_ONCE * stage.batch_size * self._layout().data_parallel,
+                at_once=BATCHES_AT_ONCE * stage.batch_size * self.layout().data_parallel,
             )
             found += [
                 Response(asked.dataset, temperature, prompt, completion, asked.stop)

@@ -20,7 +20,7 @@ from megatron_soaes.decoding.megatron import MegatronGenerator
 from megatron_soaes.decoding.prompts import load_tokenizer, text_of
 from megatron_soaes.errors import UserError
 from megatron_soaes.evaluation.result import Model
-from megatron_soaes.models.build import dtype_named
+from megatron_soaes.models.build import BuildOptions, dtype_named
 from megatron_soaes.recipe.schema import ModelSource
 from megatron_soaes.recipe.shapes import ModelShape, read_shape
 from megatron_soaes.recipe.training_settings import Layout, Precision
@@ -79,14 +79,19 @@ def checkpoint(
     """A checkpoint by itself, by default the newest, in the layout that is active (collective)."""
     hf_dir = root / directory.HF_FILES
     shape = read_shape(hf_dir / "config.json")
-    source = ModelSource(source=hf_dir, vocab_size_multiple=math.lcm(128, layout.tensor_parallel))
-    options = build_options(shape, source, layout, Precision(dtype=dtype))
+    options = options_of(hf_dir, shape, layout, dtype)
     chosen = directory.require_iteration(root, iteration)
     chunks = load_model(shape, options, root, chosen)
     # A stage keeps its checkpoints in STAGE/checkpoints.
     name = root.parent.name if root.name == "checkpoints" else root.name
     model = checkpoint_model(name, root, chosen)
     return loaded_model(model, hf_dir, shape, chunks, dtype=dtype, batch_size=batch_size)
+
+
+def options_of(hf_dir: Path, shape: ModelShape, layout: Layout, dtype: DtypeName) -> BuildOptions:
+    """How a checkpoint by itself is built: no recipe says what its vocabulary is padded to."""
+    source = ModelSource(source=hf_dir, vocab_size_multiple=math.lcm(128, layout.tensor_parallel))
+    return build_options(shape, source, layout, Precision(dtype=dtype))
 
 
 def hf_weights(hf_dir: Path) -> Model:

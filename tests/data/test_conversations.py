@@ -143,6 +143,32 @@ def test_an_unfinished_dataset_is_refused(chats: ConversationRange) -> None:
         Packs(chats, pack_settings(chats.prefix.parent), 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("_sources.npy", 100, "no readable array"),
+        (".json", 10, "invalid JSON"),
+        ("_weights.idx", 40, "40 bytes"),
+    ],
+)
+def test_a_dataset_that_was_cut_is_refused(
+    chats: ConversationRange, name: str, size: int, expected: str
+) -> None:
+    file = chats.prefix.with_name(chats.prefix.name + name)
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UserError) as caught:
+        Packs(chats, pack_settings(chats.prefix.parent), 0)
+    assert caught.value.where == str(file)
+    assert expected in caught.value.found
+
+
+def test_sources_of_other_conversations_are_refused(chats: ConversationRange) -> None:
+    file = chats.prefix.with_name(chats.prefix.name + "_sources.npy")
+    np.save(file, np.load(file)[:-1])
+    with pytest.raises(UserError, match=r"entries in _sources\.npy; expected \d+, one a conv"):
+        Packs(chats, pack_settings(chats.prefix.parent), 0)
+
+
 def test_a_union_holds_exactly_the_samples_of_its_parts(tmp_path: Path) -> None:
     others = random_conversations(seed=2, count=30, longest=LENGTH + 1)
     write_conversations(tmp_path / "general", CONVERSATIONS)

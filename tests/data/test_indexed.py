@@ -137,3 +137,23 @@ def test_a_missing_file_is_named(prefix: Path, tmp_path: Path, suffix: str) -> N
     with pytest.raises(UserError) as caught:
         Windows(DocumentRange("corpus", prefix), None, settings(tmp_path), 0)
     assert caught.value.where == str(file)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "size", "found"),
+    [
+        (".bin", 4, "4 bytes, 1796 short: it ends inside document 0"),
+        (".idx", 3, "no complete header"),
+        (".idx", 500, "500 bytes"),
+    ],
+)
+def test_a_dataset_that_was_cut_is_refused_when_it_is_opened(
+    prefix: Path, tmp_path: Path, suffix: str, size: int, found: str
+) -> None:
+    """Megatron-Core's reader would assert, or fail at the first window beyond the end."""
+    file = prefix.with_name(prefix.name + suffix)
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UserError) as caught:
+        Windows(DocumentRange("news", prefix), None, settings(tmp_path), 0)
+    assert caught.value.where == str(file)
+    assert caught.value.found == found

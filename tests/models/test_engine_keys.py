@@ -13,10 +13,9 @@ from dataclasses import replace
 import pytest
 
 from megatron_soaes.models.build import dtype_named
-from megatron_soaes.planner.workload import Workload
 from megatron_soaes.preflight.ranks import build_ranks
 from megatron_soaes.recipe.schema import FamilyName
-from megatron_soaes.recipe.training_settings import Layout, Precision
+from megatron_soaes.recipe.training_settings import Layout
 from megatron_soaes.training.engine import BuildOptions
 from tests.models.shapes import SHAPE
 
@@ -55,8 +54,7 @@ def test_keys_and_shapes_are_those_of_the_engine(
         qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
     )  # fmt: skip
     layout = Layout(tensor_parallel=2, pipeline_parallel=2, sequence_parallel=True)
-    workload = Workload(shape, ROWS, layout, 16, 1, 2, Precision(dtype=dtype))
-    built = build_ranks(workload, BuildOptions(dtype_named(dtype), ROWS, layout))
+    built = build_ranks(shape, BuildOptions(dtype_named(dtype), ROWS, layout))
     expected = COMMON | OF_FAMILY[family]
     if tied:
         del expected["output_layer.weight"]

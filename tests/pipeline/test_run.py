@@ -143,6 +143,15 @@ def test_two_runs_in_one_folder_are_refused(recipe: Path) -> None:
             run(load_recipe(recipe))
 
 
+@pytest.mark.parametrize("workdir", ["file", "file/work"])
+def test_a_workdir_that_can_be_no_folder_is_refused(
+    recipe: Path, tmp_path: Path, workdir: str
+) -> None:
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    with pytest.raises(UserError, match="found no folder to write to"):
+        run(load_recipe(recipe, [f"workdir={tmp_path / workdir}"]))
+
+
 def test_hashes_are_remembered_by_size_and_time(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_text("one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_soaes.export.serving.commands import SGLANG_SOURCES, VLLM_SOURCES
 from megatron_soaes.export.serving.deployment import CHECKPOINTS, HF, Deployment
 from megatron_soaes.export.serving.versions import LAST_WITH_ENGINES
+from megatron_soaes.wording import counted
 
 
 def readme(deployment: Deployment) -> str:
@@ -139,9 +140,9 @@ def _limits(deployment: Deployment) -> str:
         [
             f"- {deployment.max_batch_size} requests at a time; {deployment.max_input_len:,} "
             f"tokens of prompt and answer; {deployment.max_seq_len:,} with a draft in flight.",
-            f"- {_counted(deployment.tensor, 'tensor-parallel rank')}. In engines the target has "
-            f"{_counted(deployment.pipeline, 'stage')} and the draft "
-            f"{_counted(deployment.draft_tensor, 'rank')}; servers of HF directories use tensor "
+            f"- {counted(deployment.tensor, 'tensor-parallel rank')}. In engines the target has "
+            f"{counted(deployment.pipeline, 'stage')} and the draft "
+            f"{counted(deployment.draft_tensor, 'rank')}; servers of HF directories use tensor "
             "parallelism alone, for both.",
             "- No beam search with a draft. Text may differ from that of the target alone where "
             "two tokens are almost equally likely: a pass over several tokens rounds otherwise.",
@@ -157,7 +158,3 @@ def _unverified(deployment: Deployment) -> str:
         notes += [f"vLLM: {VLLM_SOURCES}", f"SGLang: {SGLANG_SOURCES}"]
     head = "None of these files has been run against its server. What was read where:"
     return "\n".join([head, "", *(f"- {note}" for note in notes)])
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_soaes.errors import UserError
@@ -37,16 +37,19 @@ class Element:
         return self.state in ENDED
 
 
-def slurm(
-    command: Sequence[str], environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands. Raises UserError where there is no Slurm."""
+def require_slurm() -> None:
+    """Raises UserError where there is no Slurm."""
     if shutil.which("scontrol") is None:
         raise UserError(
             "slurm", "no scontrol on the PATH", "the commands of Slurm",
             "Run this on a login node of the cluster.",
         )  # fmt: skip
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def slurm(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands. Raises UserError where there is no Slurm."""
+    require_slurm()
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def elements_of(job: str) -> list[Element]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_soaes import files
 from megatron_soaes.errors import UserError
-from megatron_soaes.pipeline.slurm.commands import cancel_jobs, elements_of, slurm
+from megatron_soaes.pipeline.slurm.commands import cancel_jobs, elements_of, require_slurm
 from megatron_soaes.pipeline.slurm.jobs import Job, jobs_of
 from megatron_soaes.pipeline.status import State, read_status
 from megatron_soaes.recipe.check import check
@@ -69,12 +69,20 @@ class Chain:
 
     def ask(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Run a command of Slurm's under the chain's environment file."""
+        require_slurm()
+        return self.under_environment(words)
+
+    def under_environment(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run any command under the chain's environment file."""
         variables = {
             **os.environ,
             "SOAES_SLURM_DIR": str(SCRIPTS),
             "SOAES_ENVIRONMENT": str(self.environment),
         }
-        return slurm(["bash", "-c", UNDER_ENVIRONMENT, "bash", *words], variables)
+        return subprocess.run(
+            ["bash", "-c", UNDER_ENVIRONMENT, "bash", *words],
+            env=variables, capture_output=True, text=True, check=False,
+        )  # fmt: skip
 
     def scripts(self) -> list[Path]:
         """The scripts of the jobs, and what they share."""
