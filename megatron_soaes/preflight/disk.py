@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_prep.indexed import token_dtype
-from data_prep.ranges import Format, find_inputs
+from data_prep.ranges import find_inputs
 from megatron_soaes.errors import UserError
+from megatron_soaes.pipeline.init.corpus import BYTES_PER_TOKEN, COMPRESSION, estimated_tokens
 from megatron_soaes.planner.memory import capture_store_bytes, checkpoint_bytes
 from megatron_soaes.planner.workload import workload_of
 from megatron_soaes.preflight.findings import Found
@@ -31,14 +32,11 @@ from megatron_soaes.stages.preprocess import PreprocessStage
 GB = 1e9
 EXPORTED_BYTES = 2
 """Of a weight in bf16."""
-TEXT_BYTES_PER_TOKEN = 4
-UNPACKED = 4
-"""Times the size of a compressed file."""
 LOSS_WEIGHT_BYTES = 4
 """Beside each token of a conversation."""
 ESTIMATE = (
-    f"estimated: a token for each {TEXT_BYTES_PER_TOKEN} bytes of text, "
-    f"compressed text unpacked to {UNPACKED} times its size"
+    f"estimated: a token for each {BYTES_PER_TOKEN} bytes of text, "
+    f"compressed text unpacked to {COMPRESSION} times its size"
 )
 Shapes = Mapping[ModelName, ModelShape]
 
@@ -132,9 +130,8 @@ def _tokenized(recipe: Recipe, name: str, shape: ModelShape) -> int | None:
         found = find_inputs(tuple(map(str, stage.files())))
     except UserError:
         return None
-    text = sum(file.size * (1 if file.format is Format.JSONL else UNPACKED) for file in found)
     each = token_dtype(shape.vocab_size).itemsize + LOSS_WEIGHT_BYTES * dataset.is_chat
-    return text // TEXT_BYTES_PER_TOKEN * each
+    return estimated_tokens(found) * each
 
 
 def most_kept(stage: TrainingStage, steps: int | None) -> int | None:

@@ -71,7 +71,7 @@ def test_tokens_of_compressed_text_are_estimated_from_its_size_unpacked(project:
         stream.truncate(GB)
     well, _ = said(recipe_in(project, "data.datasets.domain.text=[domain.jsonl.zst]"))
     line = next(line for line in well if line.startswith("preprocess-domain: "))
-    assert line.startswith("preprocess-domain: 2.0 GB (estimated: a token for each 4 bytes")
+    assert line.startswith("preprocess-domain: 1.5 GB (estimated: a token for each 4 bytes")
 
 
 def test_the_copy_that_lean_answers_come_from_is_counted(project: Path) -> None:

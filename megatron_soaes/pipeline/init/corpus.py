@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ LOOKED_INTO = 16
 BYTES_PER_TOKEN = 4
 """UTF-8 text, English or Chinese, to within a half."""
 COMPRESSION = 3
+"""Bytes of text in a byte of a compressed or Parquet file."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ def look_into(patterns: Sequence[str]) -> Corpus:
     try:
         found = find_inputs(absolute)
     except UserError as error:
-        where = error.where.replace("--input", "--corpus")
-        raise UserError(where, error.found, error.expected, error.fix) from None
+        raise UserError(f"--corpus {error.where}", error.found, error.expected, error.fix) from None
     keys = {file.path: _text_key(file) for file in found[:LOOKED_INTO]}
     first, key = next(iter(keys.items()))
     for path, other in keys.items():
@@ -60,12 +60,17 @@ def look_into(patterns: Sequence[str]) -> Corpus:
                 path, _kind(other), f"{_kind(key)}, as in {first}",
                 "Make a project for one kind, and add the other to its recipe.",
             )  # fmt: skip
-    return Corpus(absolute, len(found), key, sum(map(_bytes_of_text, found)) // BYTES_PER_TOKEN)
+    return Corpus(absolute, len(found), key, estimated_tokens(found))
 
 
 def _absolute(pattern: str) -> str:
     path = os.path.abspath(Path(pattern).expanduser())  # noqa: PTH100 - globs are no paths
     return glob.escape(path) if Path(path).exists() else path
+
+
+def estimated_tokens(files: Iterable[InputFile]) -> int:
+    """How many tokens the text of files has, from their sizes on the disk."""
+    return sum(map(_bytes_of_text, files)) // BYTES_PER_TOKEN
 
 
 def _bytes_of_text(file: InputFile) -> int:
