@@ -139,8 +139,9 @@ def transformer_config(shape: ModelShape, options: BuildOptions) -> TransformerC
 
 def _parallel(layout: Layout, overlap: Overlap) -> dict[str, Any]:
     interleaved = layout.virtual_pipeline > 1
+    gloo = this_device().backend == "gloo"
     # Batched messages between interleaved chunks are silently wrong over gloo.
-    beside = interleaved and (overlap.pipeline or this_device().backend == "gloo")
+    beside = interleaved and (overlap.pipeline or gloo)
     return {
         "tensor_model_parallel_size": layout.tensor_parallel,
         "sequence_parallel": layout.sequence_parallel,
@@ -151,6 +152,9 @@ def _parallel(layout: Layout, overlap: Overlap) -> dict[str, Any]:
         "num_layers_in_last_pipeline_stage": layout.last_stage_layers,
         "overlap_p2p_comm": beside,
         "batch_p2p_comm": not beside,
+        # Of what a stage has sent on it needs only the way back. Gloo may still be reading what
+        # an interleaved schedule sends without waiting.
+        "deallocate_pipeline_outputs": not (interleaved and gloo),
         "context_parallel_size": layout.context_parallel,
         # Filling documents up for context parallelism gives micro-batches of different lengths.
         "variable_seq_lengths": layout.context_parallel > 1 and layout.pipeline_parallel > 1,
