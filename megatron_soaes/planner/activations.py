@@ -206,8 +206,8 @@ def _engine_attention(sizes: Sizes, recomputed: bool) -> int:
 def chunk_bytes(workload: Workload, stage: int, chunk: int, implementation: Implementation) -> int:
     """What one model chunk of a pipeline stage keeps of one micro-batch, without the logits.
 
-    With several pipeline stages that includes what the schedule holds on to: the hidden states
-    that came in and those that went out.
+    With several pipeline stages that includes the hidden states that came in, and those that went
+    out where the schedule does not let go of them.
     """
     sizes = sizes_of(workload, workload.shape)
     recompute, layout = workload.recompute, workload.layout
@@ -226,7 +226,12 @@ def chunk_bytes(workload: Workload, stage: int, chunk: int, implementation: Impl
     if _ends_model(layout, stage, chunk):
         norm = _local_norm(sizes) if implementation == "local" else states + 4 * sizes.shared
         return total + norm + states
-    return total + states
+    return total + (0 if _lets_go(layout, implementation) else states)
+
+
+def _lets_go(layout: Layout, implementation: Implementation) -> bool:
+    """Whether a pass's output goes once it is sent: not while gloo may still be reading it."""
+    return implementation == "transformer_engine" or layout.virtual_pipeline == 1
 
 
 def _local_tables(sizes: Sizes, layout: Layout, recompute: Recompute) -> int:
@@ -285,26 +290,19 @@ def peak_bytes(workload: Workload, stage: int, implementation: Implementation) -
     layout = workload.layout
     chunks = range(layout.virtual_pipeline)
     each = [chunk_bytes(workload, stage, chunk, implementation) for chunk in chunks]
+    sizes = sizes_of(workload, workload.shape)
+    states = sizes.shared * sizes.hidden * sizes.width
     now = most = backwards = 0
     for forward, chunk in passes(layout, stage, workload.micro_batches):
         now += each[chunk] if forward else -each[chunk]
         backwards += not forward
-        late = _held_late(workload, stage) if forward and backwards else 0
-        most = max(most, now + late)
+        if forward:
+            not_sent = _lets_go(layout, implementation) and not _ends_model(layout, stage, chunk)
+            # Variables of the schedule without virtual chunks still name a pass that has ended,
+            # with what came into it.
+            late = backwards > 0 and stage > 0 and layout.virtual_pipeline == 1
+            most = max(most, now + (not_sent + late) * states)
     return most
-
-
-def _held_late(workload: Workload, stage: int) -> int:
-    """Hidden states of a pass that has ended, in and out, which the next forward pass finds.
-
-    Variables of Megatron-Core's schedule without virtual chunks still name them.
-    """
-    layout = workload.layout
-    if layout.virtual_pipeline > 1:
-        return 0
-    sizes = sizes_of(workload, workload.shape)
-    between = int(stage > 0) + int(not is_last(layout, stage))
-    return between * sizes.shared * sizes.hidden * sizes.width
 
 
 def passes(layout: Layout, stage: int, micro_batches: int) -> Iterator[tuple[bool, int]]:

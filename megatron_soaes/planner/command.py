@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -19,9 +19,10 @@ from megatron_soaes.planner.table import (
     why_not_table,
 )
 from megatron_soaes.planner.workload import workload_of
-from megatron_soaes.recipe.check import check
-from megatron_soaes.recipe.problems import Problem, did_you_mean
-from megatron_soaes.recipe.schema import Cluster, PreciseStage, Recipe
+from megatron_soaes.recipe.check import check, shapes_of
+from megatron_soaes.recipe.problems import Problem, RecipeErrors, did_you_mean
+from megatron_soaes.recipe.schema import Cluster, ModelName, PreciseStage, Recipe
+from megatron_soaes.recipe.shapes import ModelShape
 
 NODE = 8
 """GPUs of a node, where nothing is said."""
@@ -45,30 +46,49 @@ class Asked:
 def plan(recipe: Recipe, asked: Asked, console: Console) -> list[Problem]:
     """Print the plan; returns what does not fit.
 
-    Raises RecipeErrors for a recipe that breaks a rule, and UserError for a recipe without a
-    cluster when nothing takes its place, and for names that are not known.
+    Raises RecipeErrors for a recipe that breaks a rule (if only its layouts do, after the ranking
+    that is asked for), and UserError for a recipe without a cluster when nothing takes its place,
+    and for names that are not known.
     """
     cluster = cluster_of(recipe, asked)
     recipe = recipe.model_copy(update={"cluster": cluster})
-    shapes = check(recipe)
     ranked = None if asked.layouts is None else _stage_named(recipe, asked.layouts)
     if not console.is_terminal:
         console.width = WIDTH
+    try:
+        shapes = check(recipe)
+    except RecipeErrors as errors:
+        # On fewer GPUs than the recipe was written for, which layouts there are is the question.
+        if ranked is not None and all(".layout" in problem.path for problem in errors.problems):
+            _rank(console, recipe, ranked, shapes_of(recipe)[0])
+        raise
     disk = DISK_GB_S if asked.disk_gb_s is None else asked.disk_gb_s
     found = plan_recipe(recipe, shapes, cluster, counts_of(asked.samples), disk)
     for table in (memory_table(found), time_table(found), disk_table(found)):
         _print(console, table)
     if ranked is not None:
-        workload = workload_of(recipe, ranked, shapes)
-        layouts = search_layouts(workload, cluster.gpus, cluster.gpu, cluster.gpus_per_node)
-        _print(console, layouts_table(layouts))
-        _print(console, why_not_table(layouts))
+        _rank(console, recipe, ranked, shapes)
     wrong = problems(found)
     for problem in wrong:
         console.print(f"does not fit: {problem}", markup=False, soft_wrap=True)
     if not wrong:
         console.print(f"Every stage fits on {cluster.gpu}. Next: soaes preflight")
     return wrong
+
+
+def _rank(
+    console: Console,
+    recipe: Recipe,
+    stage: PreciseStage,
+    shapes: Mapping[ModelName, ModelShape],
+) -> None:
+    """Print the layouts of the cluster's GPUs for a stage: the fastest, and why others cannot."""
+    cluster = recipe.cluster
+    assert cluster is not None
+    workload = workload_of(recipe, stage, shapes)
+    layouts = search_layouts(workload, cluster.gpus, cluster.gpu, cluster.gpus_per_node)
+    _print(console, layouts_table(layouts))
+    _print(console, why_not_table(layouts))
 
 
 def cluster_of(recipe: Recipe, asked: Asked) -> Cluster:

@@ -15,7 +15,6 @@ from megatron_soaes.planner.activations import (
     WIDTHS,
     Implementation,
     Sizes,
-    fp8_layers,
     frequencies_bytes,
     kept_logits_bytes,
     layer_bytes,
@@ -24,15 +23,16 @@ from megatron_soaes.planner.activations import (
     recomputed_bytes,
     sizes_of,
 )
-from megatron_soaes.planner.parameters import (
-    is_last,
-    layer_matrices,
-    model_parameters,
-    rank_parameters,
+from megatron_soaes.planner.lasting import (
+    fp8_copy_bytes,
+    gradient_width,
+    state_width,
+    update_width,
+    weight_bytes,
 )
+from megatron_soaes.planner.parameters import is_last, layers_of, rank_parameters
 from megatron_soaes.planner.workload import Workload
 from megatron_soaes.recipe.schema import CaptureStage
-from megatron_soaes.recipe.shapes import ModelShape
 
 LOSS_CHUNK_BYTES = 256 << 20
 """fp32 logits that the losses work on at once on a GPU (losses/vocab_parallel.py)."""
@@ -66,6 +66,8 @@ class RankMemory:
     """Of the weights, kept from one micro-batch of a step to the next."""
     teacher: int
     """Models that are not trained: weights, FP8 copies, one layer's forward pass and logits."""
+    updating: int
+    """Lower-precision state that is widened while the optimizer works, after the passes."""
     saving: int
     """What a save gathers on the GPU, when nothing of a step is there."""
     margin: int
@@ -78,13 +80,13 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        """All of it, but of a step and a save the larger: they are never there together."""
+        """All of it, but of passes, update and save the largest: never two of them at once."""
         return self.allocated + self.margin
 
     @property
     def allocated(self) -> int:
         """All but the margin: what PyTorch's allocator gives out at most."""
-        return self.lasting + max(self.activations + self.logits, self.saving)
+        return self.lasting + max(self.activations + self.logits, self.updating, self.saving)
 
 
 def rank_memory(
@@ -95,42 +97,21 @@ def rank_memory(
     `implementation` says whose layers are counted, see `activations`. Weights are bf16 or fp32.
     """
     parameters = rank_parameters(workload, stage)
+    share = math.ceil(parameters / _sharing(workload))
     trained = workload.optimizer is not None
     memory = RankMemory(
-        weights=parameters * WIDTHS[workload.precision.dtype],
-        gradients=parameters * _gradient_width(workload) if trained else 0,
-        optimizer=_share(workload, parameters) * _state_width(workload) if trained else 0,
+        weights=weight_bytes(workload, stage),
+        gradients=parameters * gradient_width(workload) if trained else 0,
+        optimizer=share * state_width(workload) if trained else 0,
         activations=_activations(workload, stage, implementation),
         logits=_logits(workload) if is_last(workload.layout, stage) else 0,
-        fp8_copies=_fp8_copies(workload, stage),
+        fp8_copies=fp8_copy_bytes(workload, stage),
         teacher=sum(_read_only(one, stage, implementation) for one in workload.read_only),
+        updating=share * update_width(workload) if trained else 0,
         saving=_saving(workload, stage, parameters) if trained else 0,
         margin=0,
     )
     return replace(memory, margin=RUNTIME_BYTES + math.ceil(FRAGMENTATION * memory.total))
-
-
-def _gradient_width(workload: Workload) -> int:
-    """Bytes of a gradient in its buffer: fp32 unless the optimizer reads fewer bits."""
-    assert workload.optimizer is not None
-    aware = workload.optimizer.precision_aware
-    return WIDTHS[aware.main_gradients if aware else "fp32"]
-
-
-def _state_width(workload: Workload) -> int:
-    """Bytes that AdamW keeps of a weight; of fp32 weights the main weights are the weights."""
-    assert workload.optimizer is not None
-    aware = workload.optimizer.precision_aware
-    # Of an fp32 main weight Transformer Engine keeps the 16 bits that its bf16 weight has not.
-    main = WIDTHS["bf16" if aware else "fp32"]
-    first = WIDTHS[aware.first_moment if aware else "fp32"]
-    second = WIDTHS[aware.second_moment if aware else "fp32"]
-    return first + second + (main if workload.precision.dtype == "bf16" else 0)
-
-
-def _share(workload: Workload, parameters: int) -> int:
-    """Parameters whose optimizer state is this rank's; all replicas and their parts share it."""
-    return math.ceil(parameters / _sharing(workload))
 
 
 def _sharing(workload: Workload) -> int:
@@ -178,27 +159,8 @@ def _logits(workload: Workload) -> int:
     return kept_logits_bytes(workload) + logits_bytes(workload) + chunks * chunk
 
 
-def _fp8_copies(workload: Workload, stage: int) -> int:
-    """The matrices of FP8 layers and, where there is a backward pass, their transposes."""
-    if workload.precision.fp8 is None:
-        return 0
-    chunks = range(workload.layout.virtual_pipeline)
-    layers = sum(sum(fp8_layers(workload, stage, chunk)) for chunk in chunks)
-    copies = 1 if workload.optimizer is None else 2
-    return copies * layers * _fp8_matrices(workload, workload.shape)
-
-
-def _fp8_matrices(workload: Workload, shape: ModelShape) -> int:
-    """One FP8 copy of a layer's matrices; of mxfp8 with a scale of one byte for 32 numbers."""
-    numbers = layer_matrices(shape, workload.layout.tensor_parallel)
-    setting = workload.precision.fp8
-    scales = numbers // 32 if setting is not None and setting.recipe == "mxfp8" else 0
-    return numbers + scales
-
-
 def _read_only(workload: Workload, stage: int, implementation: Implementation) -> int:
-    weights = model_parameters(workload.shape, workload.vocab_size, workload.layout, stage)
-    total = weights * WIDTHS[workload.precision.dtype] + _fp8_copies(workload, stage)
+    total = weight_bytes(workload, stage) + fp8_copy_bytes(workload, stage)
     total += _activations(workload, stage, implementation)
     return total + (logits_bytes(workload) if is_last(workload.layout, stage) else 0)
 
@@ -218,6 +180,16 @@ def _saving(workload: Workload, stage: int, parameters: int) -> int:
         bucket = max(BUCKET_NUMBERS, BUCKET_NUMBERS_PER_REPLICA * sharing)
         numbers = min(parameters, bucket + embedding)
     return 4 * (numbers + math.ceil(numbers / sharing))
+
+
+def cache_bytes(workload: Workload, rows: int, length: int) -> int:
+    """Keys and values of generated texts on a rank of the stage that has most layers."""
+    layout, sizes = workload.layout, sizes_of(workload, workload.shape)
+    layers = max(
+        sum(layers_of(layout, workload.shape.layers, stage))
+        for stage in range(layout.pipeline_parallel)
+    )
+    return 2 * layers * rows * length * sizes.kv * sizes.width
 
 
 def checkpoint_bytes(workload: Workload) -> int:

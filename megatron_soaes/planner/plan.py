@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from megatron_soaes.errors import UserError
 from megatron_soaes.planner.memory import (
     RankMemory,
+    cache_bytes,
     capture_store_bytes,
     checkpoint_bytes,
     rank_memory,
@@ -31,11 +32,14 @@ from megatron_soaes.recipe.schema import (
 )
 from megatron_soaes.recipe.shapes import ModelShape
 from megatron_soaes.recipe.training_settings import Layout, Precision
+from megatron_soaes.wording import counted
 
 DISK_GB_S = 5.0
 """Assumed where nothing is said: what all writers of a checkpoint reach together on a shared disk,
 GB/s."""
 HOUR, DAY = 3600, 86400
+CACHED_TOKENS = 1024
+"""How much longer a generated text becomes for the figure that is told of its cache."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,12 @@ def plan_recipe(
         fix = did_you_mean(cluster.gpu, GPUS)
         raise UserError("cluster.gpu", repr(cluster.gpu), "a GPU kind we have figures of", fix)
     asked = _Asked(recipe, shapes, cluster, samples or {}, disk_gb_s)
-    countable = [
-        one.name for one in recipe.stages if isinstance(one, AnyTrainingStage | CaptureStage)
-    ]
+    countable = [one.name for one in recipe.stages if _counts_by_data(recipe, one)]
     for name in asked.samples:
         if name not in countable:
+            rule = "a stage that goes through epochs; of others the recipe says how long they are"
             fix = did_you_mean(name, countable)
-            raise UserError(f"samples of '{name}'", "no such stage", "one that trains", fix)
+            raise UserError(f"samples of '{name}'", "no such stage", rule, fix)
     stages = []
     for stage in recipe.stages:
         if isinstance(stage, AnyTrainingStage):
@@ -143,6 +146,13 @@ class _Asked:
     disk_gb_s: float
 
 
+def _counts_by_data(recipe: Recipe, stage: AnyStage) -> bool:
+    """Whether the data decides how many samples a stage goes through."""
+    if isinstance(stage, CaptureStage):
+        return stage.samples is None
+    return isinstance(stage, AnyTrainingStage) and steps_of(recipe, stage) is None
+
+
 def _on_gpus(stage: AnyStage) -> bool:
     """Whether the stage holds the model itself; an endpoint is somebody else's."""
     return not (isinstance(stage, RespondStage) and stage.backend == "endpoint")
@@ -153,7 +163,7 @@ def _trained(asked: _Asked, stage: AnyTrainingStage) -> StagePlan:
     base = _base(asked, stage, workload)
     assert base.step is not None
     steps = steps_of(asked.recipe, stage)
-    if steps is None and stage.name in asked.samples:
+    if stage.name in asked.samples:
         steps = math.ceil(asked.samples[stage.name] / stage.global_batch_size)
     checkpoint = checkpoint_bytes(workload)
     save_seconds = checkpoint / (asked.disk_gb_s * 1e9)
@@ -192,13 +202,16 @@ def _captured(asked: _Asked, stage: CaptureStage) -> StagePlan:
 
 
 def _read(asked: _Asked, stage: RespondStage | EvaluateStage) -> StagePlan:
-    """A stage that generates or judges: its weights, and one forward pass of one sample."""
-    recipe = asked.recipe
+    """A stage that generates or judges: its weights, and one forward pass."""
+    recipe, judging = asked.recipe, asked.recipe.evaluation
     if isinstance(stage, RespondStage):
-        length = stage.document_prefix + stage.sampling.max_new_tokens
+        length, samples = stage.document_prefix + stage.sampling.max_new_tokens, 1
         layout = layout_of(recipe, stage) if stage.backend == "megatron" else Layout()
+        rows = stage.batch_size
     else:
-        length, layout = recipe.evaluation.sequence_length, layout_of(recipe, stage)
+        length, samples = judging.sequence_length, judging.micro_batch_size
+        layout = layout_of(recipe, stage)
+        rows = judging.batch_size if judging.questions or judging.choices else 0
     shape = asked.shapes[stage.model]
     # Generating splits no sequence, so what it works with is counted whole.
     layout = layout.model_copy(update={"context_parallel": 1})
@@ -207,11 +220,15 @@ def _read(asked: _Asked, stage: RespondStage | EvaluateStage) -> StagePlan:
         vocab_size=shape.padded_vocab_size(model_of(recipe, stage).vocab_size_multiple),
         layout=layout,
         sequence_length=length,
-        micro_batch_size=1,
-        global_batch_size=layout.data_parallel,
+        micro_batch_size=samples,
+        global_batch_size=samples * layout.data_parallel,
         precision=Precision(dtype=stage.dtype),
     )
-    remark = f"Counted for one sample of {length:,} tokens, without the cache of generated text."
+    remark = f"Counted for {counted(samples, 'sample')} of {length:,} tokens."
+    if rows:
+        more = cache_bytes(workload, rows, CACHED_TOKENS) / GIB
+        remark += f" The cache of {counted(rows, 'text')} takes {more:.1f} GiB more for every"
+        remark += f" {CACHED_TOKENS:,} tokens of the longest, prompt and answer."
     return replace(_base(asked, stage, workload), step=None, remark=remark)
 
 
@@ -253,13 +270,10 @@ def _too_large(stage: StagePlan, cluster: Cluster) -> Iterator[Problem]:
 
 def parts_of(memory: RankMemory) -> str:
     """What a rank's memory is made of, in GiB, the parts of the peak that are not zero."""
-    gathers = memory.saving > memory.activations + memory.logits
-    of_a_step = ("activations", "logits")
-    parts = {
-        name: size
-        for name, size in vars(memory).items()
-        if size and not (name in of_a_step if gathers else name == "saving")
-    }
+    in_turn = [("activations", "logits"), ("updating",), ("saving",)]
+    peak = max(in_turn, key=lambda names: sum(getattr(memory, name) for name in names))
+    elsewhere = {name for names in in_turn if names is not peak for name in names}
+    parts = {name: size for name, size in vars(memory).items() if size and name not in elsewhere}
     return ", ".join(f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in parts.items())
 
 
@@ -274,4 +288,8 @@ def _what_helps(stage: StagePlan) -> str:
                 if recompute.granularity == "selective":
                     chosen += f" of {', '.join(recompute.modules)}"
                 return f"Try {chosen}: it needs {memory.total / GIB:.1f} GiB."
-    return "Cut the model over more GPUs: the ranking of layouts says which fit."
+    if stage.kind == "respond":
+        return "Raise tensor_parallel of its layout, with the backend megatron."
+    if stage.kind == "evaluate":
+        return "Raise tensor_parallel of its layout."
+    return f"Cut the model over more GPUs: --layouts {stage.name} says which layouts fit."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from megatron_soaes.planner.activations import WIDTHS, Sizes, fp8_layers, sizes_of
 from megatron_soaes.planner.hardware import Rates
+from megatron_soaes.planner.lasting import gradient_width
 from megatron_soaes.planner.parameters import is_last, rank_parameters
 from megatron_soaes.planner.workload import Workload
 
@@ -240,6 +241,7 @@ def _layer_pass(workload: Workload, fp8: bool, gpus_per_node: int, rates: Rates)
     layer = _layer(workload, fp8, rates)
     exchange = _exchange(workload, gpus_per_node, rates)
     again = _exchanges_again(workload)
+    gather = _qkv_gather(workload, gpus_per_node, rates)
     ring = _ring(workload, gpus_per_node, rates)
     repeated = _recomputed(workload, layer)
     recompute = workload.recompute
@@ -250,10 +252,10 @@ def _layer_pass(workload: Workload, fp8: bool, gpus_per_node: int, rates: Rates)
     # Keys and values go round once more, and their gradients with them.
     ring_backward = max(0.0, 2 * ring - layer.attention_backward)
     return StagePass(
-        Pass(layer.forward, 4 * exchange, ring_forward),
+        Pass(layer.forward, 4 * exchange + gather, ring_forward),
         Pass(
             layer.backward + repeated,
-            (4 + again) * exchange,
+            (4 + again) * exchange + (2 if recompute.granularity == "full" else 1) * gather,
             ring_backward + (ring_forward if attention_again else 0.0),
         ),
     )
@@ -273,6 +275,16 @@ def _exchange(workload: Workload, gpus_per_node: int, rates: Rates) -> float:
     link = link_of(tensor, 1, gpus_per_node, rates)
     shown = 1 - HIDDEN_EXCHANGES if workload.overlap.tensor_parallel else 1.0
     return link.seconds(states * (tensor - 1) / tensor) * shown
+
+
+def _qkv_gather(workload: Workload, gpus_per_node: int, rates: Rates) -> float:
+    """Queries, keys and values of all ranks, where there are fewer KV heads than ranks."""
+    tensor = workload.layout.tensor_parallel
+    if workload.shape.kv_heads >= tensor:
+        return 0.0
+    sizes = sizes_of(workload, workload.shape)
+    numbers = sizes.tokens * sizes.qkv * (tensor - 1) / tensor
+    return link_of(tensor, 1, gpus_per_node, rates).seconds(numbers * sizes.width)
 
 
 def _ring(workload: Workload, gpus_per_node: int, rates: Rates) -> float:
@@ -298,11 +310,4 @@ def _head(workload: Workload, gpus_per_node: int, rates: Rates) -> StagePass:
 
 def _accumulation_bytes(workload: Workload) -> int:
     """Memory traffic of adding one weight gradient to its buffer: read both, write one."""
-    return WIDTHS[workload.precision.dtype] + 2 * gradient_bytes(workload)
-
-
-def gradient_bytes(workload: Workload) -> int:
-    """Bytes of a gradient in its buffer, which is what replicas exchange."""
-    assert workload.optimizer is not None
-    aware = workload.optimizer.precision_aware
-    return WIDTHS[aware.main_gradients if aware else "fp32"]
+    return WIDTHS[workload.precision.dtype] + 2 * gradient_width(workload)

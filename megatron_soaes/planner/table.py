@@ -18,6 +18,7 @@ MEMORY_PARTS = (
     "logits",
     "fp8_copies",
     "teacher",
+    "updating",
     "saving",
     "margin",
 )
@@ -33,16 +34,19 @@ STEP_PARTS = (
 
 
 def memory_table(plan: RecipePlan) -> Table:
-    """GiB of a rank of each pipeline stage of each stage."""
+    """GiB of a rank of each pipeline stage of each stage; parts that none has are left out."""
+    ranks = [memory for stage in plan.stages for memory in stage.memory]
+    names = [name for name in MEMORY_PARTS if any(getattr(memory, name) for memory in ranks)]
     table = Table(
         Column("stage", no_wrap=True), "layout", "pipeline stage",
-        *(name.replace("_", " ") for name in MEMORY_PARTS), "total", "of",
+        *(name.replace("_", " ") for name in names), "total", "of",
         title=f"{plan.recipe}: GiB on each GPU",
-        caption="A save and a step are never there together: the total has the larger.",
+        caption="Activations and logits, an update and a save are never there together: the total "
+        "has the largest.",
     )  # fmt: skip
     for stage in plan.stages:
         for number, memory in enumerate(stage.memory):
-            parts = (_gib(getattr(memory, name)) for name in MEMORY_PARTS)
+            parts = (_gib(getattr(memory, name)) for name in names)
             first = number == 0
             table.add_row(
                 stage.name if first else "",

@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from megatron_soaes.errors import UserError
 from megatron_soaes.planner.activations import WIDTHS, sizes_of
 from megatron_soaes.planner.hardware import Rates, rates_of
-from megatron_soaes.planner.parameters import layer_matrices, layers_of, rank_parameters
+from megatron_soaes.planner.lasting import (
+    fp8_matrices,
+    gradient_width,
+    state_width,
+    update_width,
+    weight_bytes,
+)
+from megatron_soaes.planner.parameters import layers_of, rank_parameters
 from megatron_soaes.planner.stage_time import (
     CAST_BYTES,
     StagePass,
-    gradient_bytes,
     link_of,
     stage_pass,
 )
@@ -149,12 +155,12 @@ def _replicas(
     if sharing == 1:
         return 0.0
     link = link_of(sharing, layout.tensor_parallel, gpus_per_node, rates)
-    waits = []
+    others, waits = (sharing - 1) / sharing, []
     for stage, one in enumerate(passes):
-        numbers = rank_parameters(workload, stage) * (sharing - 1) / sharing
         layers = sum(layers_of(layout, workload.shape.layers, stage))
-        reduced = link.seconds(numbers * gradient_bytes(workload))
-        gathered = link.seconds(numbers * WIDTHS[workload.precision.dtype])
+        numbers = others * rank_parameters(workload, stage)
+        reduced = link.seconds(numbers * gradient_width(workload))
+        gathered = link.seconds(others * weight_bytes(workload, stage))
         if overlap.grad_reduce:
             reduced = max(reduced - one.backward.total, reduced / layers)
         if overlap.param_gather:
@@ -167,19 +173,15 @@ def _update(workload: Workload, stage: int, rates: Rates) -> float:
     """Memory traffic of AdamW, the gradient's norm, zeroed buffers and FP8 copies of weights.
 
     A rank reads and writes its share of moments and main weights and reads its gradients twice; it
-    writes all its buffers once.
+    writes all its buffers once. What is widened for the update is written and read twice.
     """
     assert workload.optimizer is not None
     layout, weight = workload.layout, WIDTHS[workload.precision.dtype]
-    aware, gradient = workload.optimizer.precision_aware, gradient_bytes(workload)
-    main = WIDTHS["bf16" if aware else "fp32"]
-    moments = [aware.first_moment, aware.second_moment] if aware else ["fp32", "fp32"]
-    state = main + sum(WIDTHS[moment] for moment in moments)
+    state, gradient = state_width(workload), gradient_width(workload)
     parameters = rank_parameters(workload, stage)
     share = parameters / (layout.data_parallel * layout.context_parallel)
-    traffic = share * (2 * state + 2 * gradient + weight) + parameters * gradient
+    each = 2 * state + 2 * gradient + weight + 4 * update_width(workload)
+    traffic = share * each + parameters * gradient
     if workload.precision.fp8 is not None:
-        layers = sum(layers_of(layout, workload.shape.layers, stage))
-        matrices = layers * layer_matrices(workload.shape, layout.tensor_parallel)
-        traffic += matrices * CAST_BYTES[workload.precision.fp8.recipe]
+        traffic += fp8_matrices(workload, stage) * CAST_BYTES[workload.precision.fp8.recipe]
     return traffic / rates.memory

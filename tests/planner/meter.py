@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Meter:
     def __init__(self, parameters: Iterator[Tensor]) -> None:
         self._parameters = {_storage(one) for one in parameters}
         self._held: dict[int, list[Tensor]] = {}
+        self._sent: list[weakref.ref[Tensor]] = []
         self.saved = 0
         """The most at once of what forward passes saved."""
         self.most = 0
@@ -34,14 +36,26 @@ class Meter:
     @property
     def bytes(self) -> int:
         """As much as they take now: some are emptied while they are held."""
-        return sum(tensors[0].untyped_storage().nbytes() for tensors in self._held.values())
+        sent = (output() for output in self._sent)
+        held = [tensors[0] for tensors in self._held.values()]
+        # The schedule leaves one number of what it has sent on.
+        held += [output for output in sent if output is not None and output.numel() > 1]
+        return sum(tensor.untyped_storage().nbytes() for tensor in held)
 
     def take(self, tensor: Tensor) -> None:
         if _storage(tensor) not in self._parameters:
             self._held.setdefault(_storage(tensor), []).append(tensor)
-            self.most = max(self.most, self.bytes)
-            if torch._C._current_graph_task_id() == -1:
-                self.saved = max(self.saved, self.bytes)
+            self._note()
+
+    def watch(self, output: Tensor) -> None:
+        """Count a pass's output for as long as the schedule lets it live."""
+        self._sent.append(weakref.ref(output))
+        self._note()
+
+    def _note(self) -> None:
+        self.most = max(self.most, self.bytes)
+        if torch._C._current_graph_task_id() == -1:
+            self.saved = max(self.saved, self.bytes)
 
     def give_back(self, tensor: Tensor) -> None:
         tensors = self._held.get(_storage(tensor), [])
@@ -73,18 +87,19 @@ class _Saved:
 def metered(chunks: Sequence[GPTModel]) -> Iterator[Meter]:
     """Count what is saved within the block, and the hidden states between pipeline stages.
 
-    The schedule holds on to those that came into a pass and to those that went out until the
-    pass's backward has ended.
+    The schedule holds on to those that came into a pass until its backward has ended; those that
+    went out it may let go of once they are sent.
     """
     meter = Meter(parameter for chunk in chunks for parameter in chunk.parameters())
 
     def hold(chunk: GPTModel, inputs: Any, output: Tensor) -> None:
-        between = [] if chunk.pre_process else [chunk.decoder.input_tensor]
-        between += [] if chunk.post_process else [output]
+        if not chunk.post_process:
+            meter.watch(output)
+        came_in = [] if chunk.pre_process else [chunk.decoder.input_tensor]
         # Autograd's node lives as long as the schedule holds on to the pass.
         assert output.grad_fn is not None
         notes: dict[Any, Any] = output.grad_fn.metadata  # type: ignore[assignment]
-        notes["held"] = [_Saved(meter, tensor.detach()) for tensor in between]
+        notes["held"] = [_Saved(meter, tensor.detach()) for tensor in came_in]
 
     hooks = [chunk.register_forward_hook(hold) for chunk in chunks]
     with torch.autograd.graph.saved_tensors_hooks(

@@ -13,10 +13,12 @@ from megatron_soaes.cli import app
 from megatron_soaes.errors import ExitCode, UserError
 from megatron_soaes.planner.command import Asked, cluster_of, counts_of, plan
 from megatron_soaes.recipe.load import load_recipe
+from megatron_soaes.recipe.problems import RecipeErrors
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LARGE = EXAMPLES / "soaes_v2_72b/recipe.yaml"
 SMALL = EXAMPLES / "soaes_v2_7b/recipe.yaml"
+GUIDE = EXAMPLES.parent / "docs/guides/plan-a-cluster-run.md"
 
 
 def said(asked: Asked, *overrides: str, recipe: Path = LARGE) -> str:
@@ -40,6 +42,8 @@ def test_what_does_not_fit_is_refused_with_its_stage_and_rank() -> None:
     assert refused[0].startswith("does not fit: stage cpt, rank 0 (pipeline stage 0): found ")
     assert "of 80 GiB: weights 4.4, gradients 8.8, optimizer 13.1, activations " in refused[0]
     assert "Every stage fits" not in done.output
+    (shown,) = (line for line in GUIDE.read_text().splitlines() if "does not fit: " in line)
+    assert refused[0].startswith(shown.strip().removesuffix(" ..."))
 
 
 def test_samples_make_steps_of_epochs() -> None:
@@ -66,6 +70,21 @@ def test_layouts_are_ranked_and_the_others_explained() -> None:
     assert "The fastest of " in ranked
     assert "TP 2, SP, DP 32" in ranked
     assert "expected a divisor of the layers, 28" in refused
+
+
+def test_fewer_gpus_than_the_recipe_has_are_still_ranked() -> None:
+    out = StringIO()
+    with pytest.raises(RecipeErrors, match="found 64 processes; expected at most 32, the GPUs"):
+        plan(load_recipe(LARGE), Asked(gpus=32, layouts="cpt"), Console(file=out))
+    assert "TP 8, SP, PP 4, DP 1" in out.getvalue()
+    assert "GiB on each GPU" not in out.getvalue()
+
+
+def test_a_ranking_does_not_hide_what_else_is_wrong() -> None:
+    out = StringIO()
+    with pytest.raises(RecipeErrors, match="no FP8 on a100-80g"):
+        plan(load_recipe(LARGE), Asked(gpu="a100-80g", layouts="cpt"), Console(file=out))
+    assert out.getvalue() == ""
 
 
 def test_a_stage_that_is_not_there_is_told_before_the_tables() -> None:

@@ -198,10 +198,10 @@ def test_the_losses_work_on_chunks_of_the_planned_size() -> None:
 ON_64 = Layout(tensor_parallel=8, sequence_parallel=True, pipeline_parallel=4, data_parallel=2)
 
 
-def training_72b(**changes: Any) -> Workload:
+def training_72b(layout: Layout = ON_64, **changes: Any) -> Workload:
     """The published case: 8,192 tokens on 64 GPUs, bf16."""
     wanted = {"sequence_length": 8192, "global_batch_size": 512} | changes
-    return workload(QWEN2_72B, changes.pop("layout", ON_64), **(wanted | changes))
+    return workload(QWEN2_72B, layout, **wanted)
 
 
 def test_the_published_case_by_hand() -> None:
@@ -211,8 +211,9 @@ def test_the_published_case_by_hand() -> None:
     assert memory.gradients == 4 * parameters
     assert memory.optimizer == 12 * parameters // 2
     assert memory.logits == memory.fp8_copies == memory.teacher == 0
+    in_turn = ("updating", "saving")
     assert memory.total == sum(
-        getattr(memory, field.name) for field in fields(RankMemory) if field.name != "saving"
+        getattr(memory, field.name) for field in fields(RankMemory) if field.name not in in_turn
     )
 
 
@@ -229,6 +230,16 @@ def test_earlier_stages_hold_more_micro_batches() -> None:
     assert alone < held[1] < held[0]
 
 
+@pytest.mark.parametrize(("virtual", "in_flight", "late"), [(1, 3, 1), (2, 9, 0)])
+def test_an_output_goes_once_it_is_sent(virtual: int, in_flight: int, late: int) -> None:
+    """All recomputed, a pass keeps what came into each of its layers; one output is under way."""
+    layout = ON_64.model_copy(update={"virtual_pipeline": virtual})
+    asked = training_72b(layout=layout, recompute=RECOMPUTES["full"])
+    states = 8192 // 8 * 8192 * 2
+    held = in_flight * 20 // virtual + 1 + late
+    assert peak_bytes(asked, 1, "transformer_engine") == held * states
+
+
 @pytest.mark.parametrize(
     ("aware", "width"),
     [
@@ -240,6 +251,35 @@ def test_earlier_stages_hold_more_micro_batches() -> None:
 def test_a_precision_aware_optimizer_keeps_fewer_bits(aware: PrecisionAware, width: int) -> None:
     asked = workload(QWEN2_7B, optimizer=Optimizer(precision_aware=aware))
     assert rank_memory(asked, 0).optimizer == width * rank_parameters(asked, 0)
+
+
+@pytest.mark.parametrize(
+    ("aware", "fp8", "kept", "widened"),
+    [
+        (None, None, 12, 0),
+        (PrecisionAware(), None, 10, 0),
+        (PrecisionAware(first_moment="bf16", second_moment="bf16"), None, 6, 8),
+        (PrecisionAware(main_weights="fp16", second_moment="fp8"), None, 7, 8),
+        # Under FP8 recipes but one Megatron-Core keeps fp32 main weights, and fp32 gradients.
+        (PrecisionAware(first_moment="bf16", main_gradients="bf16"), "tensorwise", 10, 8),
+        (PrecisionAware(first_moment="bf16", main_gradients="bf16"), "delayed", 8, 4),
+        (PrecisionAware(main_weights="fp16"), "tensorwise", 10, 4),
+    ],
+)
+def test_state_in_fewer_bits_is_widened_for_the_update(
+    aware: PrecisionAware | None, fp8: Any, kept: int, widened: int
+) -> None:
+    """Without replicas, so that all of it is this rank's."""
+    precision = Precision(fp8=None if fp8 is None else FP8(recipe=fp8))
+    asked = workload(
+        QWEN2_7B, optimizer=Optimizer(precision_aware=aware), precision=precision,
+        overlap=Overlap(grad_reduce=True),
+    )  # fmt: skip
+    memory, parameters = rank_memory(asked, 0), rank_parameters(asked, 0)
+    assert memory.optimizer == kept * parameters
+    assert memory.updating == widened * parameters
+    most = max(memory.activations + memory.logits, memory.updating, memory.saving)
+    assert memory.allocated == memory.lasting + most
 
 
 def test_gradients_in_bf16_take_half() -> None:
@@ -254,6 +294,18 @@ def test_fp8_keeps_two_copies_of_the_matrices_of_its_layers() -> None:
     matrices = 2 * 8192 * (8192 + 1024) + 3 * 8192 * 29568
     assert memory.fp8_copies == 2 * 19 * matrices // 8
     assert memory.activations < rank_memory(training_72b(), 0).activations
+
+
+@pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise"])
+def test_weights_that_are_in_fp8_themselves_have_only_transposes_as_copies(recipe: Any) -> None:
+    copied, themselves = (
+        rank_memory(training_72b(precision=Precision(fp8=FP8(recipe=recipe, param_gather=kept))), 1)
+        for kept in (False, True)
+    )
+    assert copied.fp8_copies == 2 * themselves.fp8_copies
+    # A byte of each number of the matrices, of which there is one transpose.
+    assert copied.weights - themselves.weights == themselves.fp8_copies
+    assert copied.total > themselves.total + 2 * themselves.fp8_copies
 
 
 def test_reading_needs_no_gradients_and_no_transposes() -> None:

@@ -114,9 +114,23 @@ def test_a_capture_says_what_its_store_takes(recipe: Recipe) -> None:
 def test_stages_that_generate_have_memory_and_no_time(recipe: Recipe) -> None:
     respond = stage_of(planned(recipe), "respond")
     assert respond.step is None
-    assert "without the cache of generated text" in respond.remark
+    # Keys and values of 80 layers, one KV head of 128 numbers in bf16: 40 KiB a token.
+    assert respond.remark == (
+        "Counted for 1 sample of 544 tokens. The cache of 64 texts takes 2.5 GiB more for every "
+        "1,024 tokens of the longest, prompt and answer."
+    )
     assert respond.memory[0].weights > 16 * GIB
     assert respond.memory[0].optimizer == 0
+
+
+def test_an_evaluation_is_counted_with_all_windows_of_a_pass(recipe: Recipe) -> None:
+    one = stage_of(planned(recipe), "evaluation").memory[0]
+    judging = recipe.evaluation.model_copy(
+        update={"micro_batch_size": 4, "questions": {}, "choices": {}}
+    )
+    four = stage_of(planned(recipe.model_copy(update={"evaluation": judging})), "evaluation")
+    assert four.memory[0].logits > 2 * one.logits
+    assert four.remark == "Counted for 4 samples of 8,192 tokens."
 
 
 def test_a_server_elsewhere_is_not_planned(recipe: Recipe) -> None:
@@ -141,7 +155,15 @@ def test_what_does_not_fit_is_named_with_stage_and_rank(recipe: Recipe) -> None:
     named = sum(float(part.rpartition(" ")[2]) for part in parts.split(", "))
     assert named == pytest.approx(float(found.split()[0]), abs=0.5)
     assert parts.startswith("weights ")
-    assert problem.fix == "Cut the model over more GPUs: the ranking of layouts says which fit."
+    assert problem.fix.endswith("more GPUs: --layouts sft-narrow says which layouts fit.")
+
+
+@pytest.mark.parametrize("stage", ["respond", "evaluation"])
+def test_what_only_reads_is_told_to_cut_the_model(recipe: Recipe, stage: str) -> None:
+    """A ranking of layouts is for stages that train or capture."""
+    (problem,) = problems(planned(changed(recipe, stage, layout=Layout(data_parallel=8))))
+    assert problem.path == f"stage {stage}, rank 0 (pipeline stage 0)"
+    assert problem.fix.startswith("Raise tensor_parallel of its layout")
 
 
 def test_recomputation_is_offered_where_it_is_enough(recipe: Recipe) -> None:
@@ -149,7 +171,7 @@ def test_recomputation_is_offered_where_it_is_enough(recipe: Recipe) -> None:
     found = problems(plan)
     assert found[0].path == "stage sft-broad, rank 0 (pipeline stage 0)"
     assert "activations" in found[0].value
-    assert found[0].fix.startswith("Try recompute.granularity selective of core_attn, mlp: it need")
+    assert found[0].fix.startswith("Try recompute.granularity selective of mlp: it needs ")
 
 
 def test_a_gpu_without_figures_is_refused(recipe: Recipe) -> None:
@@ -160,6 +182,11 @@ def test_a_gpu_without_figures_is_refused(recipe: Recipe) -> None:
 def test_amounts_are_for_stages_that_exist(recipe: Recipe) -> None:
     with pytest.raises(UserError, match=r"samples of 'sft-brod'.*Did you mean 'sft-broad'"):
         planned(recipe, samples={"sft-brod": 1})
+
+
+def test_an_amount_is_refused_where_the_recipe_says_the_steps(recipe: Recipe) -> None:
+    with pytest.raises(UserError, match=r"samples of 'cpt': found no such stage.*through epochs"):
+        planned(recipe, samples={"cpt": 100})
 
 
 def test_tables_tell_every_stage(recipe: Recipe) -> None:
