@@ -112,7 +112,7 @@ def test_gpus_become_a_cluster_and_a_layout_that_the_comments_explain(
     assert recipe.cluster is not None
     assert (recipe.cluster.nodes, recipe.cluster.gpus_per_node) == (2, 8)
     assert recipe.models.target.layout == Layout(data_parallel=16)
-    assert "of 80 GiB" in files[0].read_text(encoding="utf-8")
+    assert "of 79 GiB" in files[0].read_text(encoding="utf-8")
     # The rehearsal runs without the cluster.
     alone = load_recipe(files[0], rehearsal_of(files[2]))
     check(alone)

@@ -69,7 +69,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "memory": (
         nothing,
         ["cpt.micro_batch_size=524288", "cpt.global_batch_size=8388608"],
-        "of 80 GiB",
+        "of 79 GiB",
     ),
     "gpu": (nothing, ["cluster.gpu=h100-81g"], "Did you mean 'h100-80g'"),
 }
@@ -145,7 +145,7 @@ def test_the_72b_example_passes_on_any_machine() -> None:
         check=False,
     )
     assert done.returncode == ExitCode.OK, done.stdout + done.stderr
-    assert "at most 65.9 of 80 GiB, as planned" in done.stdout
+    assert "at most 65.8 of 79 GiB, as planned" in done.stdout
     assert "64 ranks, 32 of them distinct" in done.stdout
     assert "well   ranks of respond, evaluation\n       64 ranks, 8 of them" in done.stdout
     assert "models, corpora and disk: they are on another machine" in done.stdout
