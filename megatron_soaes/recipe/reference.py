@@ -189,8 +189,8 @@ def _gpus() -> str:
     lines = [
         "## GPU kinds",
         "",
-        "What `cluster.gpu` may name. Memory is what a process finds, without what ECC and the driver "
-        "keep; rates are dense datasheet figures in TFLOP/s.",
+        "What `cluster.gpu` may name. Memory is what a process finds, without what ECC and the "
+        "driver keep; rates are dense datasheet figures in TFLOP/s.",
         "",
         "| kind | generation | memory (GiB) | bf16 | FP8 | FP8 recipes |",
         "| --- | --- | --- | --- | --- | --- |",
