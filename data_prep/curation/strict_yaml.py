@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from megatron_soaes import yaml_text
 from megatron_soaes.errors import UserError
+from megatron_soaes.wording import unreadable
 
 Model = TypeVar("Model", bound=BaseModel)
 Location = Sequence[int | str]
@@ -32,7 +33,7 @@ def read_strict(path: Path, model: type[Model]) -> Model:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(path, str(error), "a YAML file", "Correct the path.") from None
+        raise UserError(path, unreadable(error), "a YAML file", "Correct the path.") from None
     data = yaml_text.parse(text, path)
     if not isinstance(data, dict):
         found = "an empty file" if data is None else f"a {type(data).__name__}"

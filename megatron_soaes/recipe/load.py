@@ -19,6 +19,7 @@ from megatron_soaes.recipe.overrides import apply_overrides
 from megatron_soaes.recipe.problems import Problem, RecipeErrors, did_you_mean
 from megatron_soaes.recipe.schema import Recipe
 from megatron_soaes.recipe.section import Section
+from megatron_soaes.wording import unreadable
 
 VALUE_WIDTH = 60
 """Characters of a wrong value that an error shows."""
@@ -36,7 +37,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            path, str(error), "a recipe in YAML", "Give the path of a recipe."
+            path, unreadable(error), "a recipe in YAML", "Give the path of a recipe."
         ) from None
     data = yaml_text.parse(text, path)
     if not isinstance(data, dict):

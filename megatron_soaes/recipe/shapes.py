@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_soaes.errors import UserError
 from megatron_soaes.recipe.schema import FamilyName
+from megatron_soaes.wording import unreadable
 
 ARCHITECTURES: dict[str, FamilyName] = {
     "Qwen2ForCausalLM": "qwen2",
@@ -102,9 +103,8 @@ def read_shape(config_file: Path) -> ModelShape:
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except OSError as error:
-        found = (error.strerror or str(error)).lower()
         fix = "Give the model's HF directory as `source`, or its config.json as `config`."
-        raise UserError(config_file, found, expected, fix) from None
+        raise UserError(config_file, unreadable(error), expected, fix) from None
     except ValueError as error:
         found = f"invalid JSON ({error})"
         raise UserError(config_file, found, expected, "Repair the file.") from None

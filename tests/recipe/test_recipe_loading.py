@@ -92,7 +92,7 @@ def test_what_is_no_recipe_is_refused_with_its_line(
 
 
 def test_a_missing_file_is_the_users_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none.yaml"):
+    with pytest.raises(UserError, match=r"none.yaml: found no such file or directory; expected a"):
         load_recipe(tmp_path / "none.yaml")
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from megatron_soaes.errors import UserError
 from megatron_soaes.files import sha256_file
+from megatron_soaes.wording import unreadable
 
 LABELS: dict[Any, bool] = {"relevant": True, "irrelevant": False}
 FIX = "Correct the line."
@@ -39,7 +40,7 @@ def read_labels(path: Path, at_least: int) -> Labelled:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise UserError(path, str(error), "labelled texts", "Correct the path.") from None
+        raise UserError(path, unreadable(error), "labelled texts", "Correct the path.") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
