@@ -14,8 +14,9 @@ demo: $(STAMP)
 	$(BIN)/soaes run examples/rehearsal/base.yaml
 	$(BIN)/soaes run examples/rehearsal/recipe.yaml
 
+# Two workers, because many tests wait for processes; one thread each, so that they do not get in each other's way.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -63,7 +63,9 @@ def test_a_tensor_above_the_limit_has_a_file_of_its_own(tmp_path: Path) -> None:
     assert HFWeights(tmp_path).tensors.keys() == TENSORS.keys()
 
 
-@pytest.mark.parametrize("wrong", [torch.randn(3, 4), torch.randn(4, 3).double()], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [torch.ones(3, 4), torch.ones(4, 3).double()], ids=["shape", "dtype"]
+)
 def test_what_was_not_planned_is_not_written(tmp_path: Path, wrong: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="not the next of the plan"):
         SafetensorsWriter(tmp_path, PLAN, 1000).write("a", wrong)
