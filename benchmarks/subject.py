@@ -25,7 +25,7 @@ class Subject:
     """Steps before the measured ones."""
     steps: int
     precision_aware: bool = False
-    """Ours: gradients and optimizer state in bf16 (Transformer Engine's FusedAdam)."""
+    """Ours: gradients and first moments in bf16 (Transformer Engine's FusedAdam)."""
     fewer_layers: int | None = None
     """Layers of the same width that are measured where the whole model does not fit."""
 

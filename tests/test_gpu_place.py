@@ -58,6 +58,10 @@ def test_the_bf16_bound_holds_for_the_local_layers(model: tuple[Path, Path]) -> 
     assert rms(packed.roll(1, dims=0) - exact) > 20 * BF16_ERROR * theirs
 
 
-def test_the_reference_curve_of_the_cpu_falls(model: tuple[Path, Path]) -> None:
+def test_the_reference_curve_of_the_cpu_falls_beside_an_installed_transformer_engine(
+    model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "transformer_engine.py").write_text("1 / 0  # nothing for a CPU in here")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     losses = cpu_curve(*model, steps=3)
     assert losses[2] < losses[1] < losses[0]

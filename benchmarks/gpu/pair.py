@@ -28,7 +28,7 @@ DRAFT_SHARE = 7
 UPPER = 0.05
 """What the layers above write, as a share of what they would."""
 LENGTHS = (2, 4, 7)
-PROMPTS = 8
+PROMPTS = 4
 PROMPT_TOKENS = 64
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a pair and print it as JSON.")
     parser.add_argument("--tiny", action="store_true", help="tiny models: checks the code only")
     tiny = parser.parse_args().tiny
-    found = measure_pair(TINY if tiny else SMALL, 8 if tiny else 128)
+    found = measure_pair(TINY if tiny else SMALL, 8 if tiny else 64)
     print(json.dumps([asdict(one) for one in found]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -41,11 +41,11 @@ class Report:
     """The last line of the GPU tests."""
     datasheet: float | None
     """Dense bf16 TFLOP/s."""
-    measured: float
-    """TFLOP/s of a bf16 matrix product."""
     rows: list[Row]
-    pair: Sequence[PairFigures] | str = ()
-    """Speculative decoding by mode, or why there are no figures."""
+    measured: float | None = None
+    """TFLOP/s of a bf16 matrix product, once that was measured."""
+    pair: Sequence[PairFigures] | str | None = None
+    """Speculative decoding by mode, or why there are no figures; None before it was tried."""
 
 
 def section(report: Report, now: datetime | None = None) -> str:
@@ -55,6 +55,7 @@ def section(report: Report, now: datetime | None = None) -> str:
     device = machine.gpu_name or f"CPU, {machine.cores} cores"
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     datasheet = f"{report.datasheet:g} TFLOP/s" if report.datasheet else "no figure"
+    measured = f"{report.measured:.3g} TFLOP/s" if report.measured else "not yet"
     lines = [
         f"## {(now or datetime.now(UTC)):%Y-%m-%d %H:%M} UTC, {device}",
         "",
@@ -62,8 +63,8 @@ def section(report: Report, now: datetime | None = None) -> str:
         "",
         f"- GPU checks: {report.checks}",
         f"- Versions: {versions}",
-        f"- bf16 rate by datasheet: {datasheet}; measured matrix product: "
-        f"{report.measured:.3g} TFLOP/s. Both shares are model FLOPs against these, for FP8 too.",
+        f"- bf16 rate by datasheet: {datasheet}; measured matrix product: {measured}. "
+        "Both shares are model FLOPs against these, for FP8 too.",
         "",
     ]
     for subject, rows in groupby(report.rows, key=lambda row: row.subject):
@@ -73,7 +74,8 @@ def section(report: Report, now: datetime | None = None) -> str:
 
 
 def _table(report: Report, subject: Subject, rows: Sequence[Row]) -> list[str]:
-    optimizer = "bf16 gradients and moments" if subject.precision_aware else "fp32 optimizer state"
+    aware = subject.precision_aware
+    optimizer = "bf16 gradients and first moments" if aware else "fp32 optimizer state"
     return [
         f"{subject.name}: {subject.shape.parameters / 1e6:,.1f}M parameters, random weights, "
         f"{optimizer} (ours); micro-batch {subject.micro_batch_size}, "
@@ -88,7 +90,9 @@ def _table(report: Report, subject: Subject, rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _pair(pair: Sequence[PairFigures] | str) -> list[str]:
+def _pair(pair: Sequence[PairFigures] | str | None) -> list[str]:
+    if pair is None:
+        return []
     if isinstance(pair, str):
         return [f"Speculative decoding: {pair}", ""]
     columns = ("mode", "draft length", "speedup", "acceptance", "text as promised")
@@ -129,7 +133,7 @@ def _row(report: Report, row: Row) -> str:
             f"{rate:,.0f}",
             f"{tflops:.3g}",
             f"{tflops / report.datasheet:.1%}" if report.datasheet else "-",
-            f"{tflops / report.measured:.1%}",
+            f"{tflops / report.measured:.1%}" if report.measured else "-",
             f"{figures.peak_memory_bytes / GIB:.1f}",
             f"{planned / GIB:.1f}" if planned else "-",
             f"{figures.first_loss:.3f} to {figures.last_loss:.3f}",
@@ -141,7 +145,15 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def append(file: Path, text: str) -> None:
-    """Add a section at the end of `file`, which is replaced whole or not at all."""
+def writer(file: Path) -> Callable[[str], None]:
+    """What puts a section at the end of `file`, in place of the one it put there before.
+
+    The file is replaced whole or not at all.
+    """
     before = file.read_text(encoding="utf-8").rstrip("\n") + "\n\n" if file.exists() else ""
-    files.write_text(file, before + text)
+    return lambda text: files.write_text(file, before + text)
+
+
+def append(file: Path, text: str) -> None:
+    """Put a section at the end of `file`."""
+    writer(file)(text)

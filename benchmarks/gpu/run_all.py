@@ -2,24 +2,28 @@
 
     python -m benchmarks.gpu.run_all [--tiny] [--results benchmarks/RESULTS.md]
 
-Ends within 8 minutes: what is not done by then is reported as failed. Exit code 0 when every check
-passed and every measurement that this machine can do was done, else 1; the section is written in
-both cases and says what failed.
+Ends within 8 minutes: what is not done by then is reported as failed. The section is written anew
+after each measurement, so that a run which is broken off leaves what it found. Exit code 0 when
+every check passed and every measurement that this machine can do was done, else 1; the section says
+what failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.gpu.ceiling import datasheet_tflops, measured_tflops
 from benchmarks.gpu.measurements import MEASUREMENTS
 from benchmarks.gpu.pair import PairFigures
-from benchmarks.gpu.results import Report, Row, append, section
+from benchmarks.gpu.results import Report, Row, section, writer
 from benchmarks.subject import TINY, Subject
 from benchmarks.training_step import Figures
 from megatron_soaes.accelerator.machine import Machine, read_machine
@@ -27,9 +31,11 @@ from megatron_soaes.accelerator.machine import Machine, read_machine
 ROOT = Path(__file__).parents[2]
 TIME_LIMIT_S = 460.0
 """Of everything together; the rest of the 8 minutes is for the matrix product and the report."""
+CHECKS_LIMIT_S = 240.0
+"""Of the checks: one that hangs leaves time for the measurements."""
 FAILED = "failed: "
-OUT_OF_MEMORY = "OutOfMemoryError"
-"""In the last line of a process that found no memory on the GPU."""
+OUT_OF_MEMORY = "out of memory"
+"""In the error of a process that found no memory on the GPU."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,23 +47,23 @@ def main(arguments: list[str] | None = None) -> int:
             "No CUDA device here: use --tiny, or run this on a GPU node (docs/guides/gpu-node.md)."
         )
         return 1
+    now, write = datetime.now(UTC), writer(options.results)
     deadline = time.monotonic() + TIME_LIMIT_S
-    checks_passed, checks = run_checks(deadline)
+    checks_passed, checks = run_checks(min(deadline, time.monotonic() + CHECKS_LIMIT_S))
     print(f"GPU checks: {checks}", flush=True)
-    rows = [run(number, machine, options.tiny, deadline) for number in range(len(MEASUREMENTS))]
-    pair = run_pair(options.tiny, deadline)
-    report = Report(
-        machine=machine,
-        command="python -m benchmarks.gpu.run_all" + (" --tiny" if options.tiny else ""),
-        checks=checks,
-        datasheet=datasheet_tflops(machine),
-        measured=measured_tflops(512 if options.tiny else 8192),
-        rows=rows,
-        pair=pair,
-    )
-    append(options.results, section(report))
+    command = "python -m benchmarks.gpu.run_all" + (" --tiny" if options.tiny else "")
+    report = Report(machine, command, checks, datasheet_tflops(machine), rows=[])
+    for number in range(len(MEASUREMENTS)):
+        report.rows.append(run(number, machine, options.tiny, deadline))
+        write(section(report, now))
+    report = replace(report, pair=run_pair(options.tiny, deadline))
+    write(section(report, now))
+    # Last: from here on this process holds memory of the GPU.
+    report = replace(report, measured=measured_tflops(512 if options.tiny else 8192))
+    write(section(report, now))
     print(f"The figures stand at the end of {options.results}.")
-    failed = [note for note in (*(row.note for row in rows), pair) if str(note).startswith(FAILED)]
+    notes = [row.note for row in report.rows] + [str(report.pair)]
+    failed = any(note.startswith(FAILED) for note in notes)
     return 0 if checks_passed and not failed else 1
 
 
@@ -80,12 +86,13 @@ def run_checks(deadline: float) -> tuple[bool, str]:
 
     `deadline` is a time of `time.monotonic` at which they are stopped.
     """
-    done = _python(["-m", "pytest", "tests/gpu", "--tb=short"], deadline)
+    done = _python(["-m", "pytest", "tests/gpu", "-vv", "--tb=short", "--durations=10"], deadline)
     if done is None:
         return False, "stopped, no time left"
     print(done.stdout, flush=True)
     lines = done.stdout.strip().splitlines()
-    return done.returncode == 0, lines[-1] if lines else f"pytest ended with {done.returncode}"
+    said = lines[-1].strip("= ") if lines else f"pytest ended with {done.returncode}"
+    return done.returncode == 0, said
 
 
 def run(number: int, machine: Machine, tiny: bool, deadline: float) -> Row:
@@ -131,11 +138,18 @@ def _reason(done: subprocess.CompletedProcess[str] | None) -> str:
     if done is None:
         return "no time left"
     print(done.stderr, file=sys.stderr, flush=True)
-    return (done.stderr.strip().splitlines() or ["no message"])[-1].replace("|", "/")
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    # Libraries may have something to say after the error.
+    error = next((line for line in reversed(lines) if "Error" in line), lines[-1])
+    return error.replace("|", "/")
 
 
 def _python(arguments: list[str], deadline: float) -> subprocess.CompletedProcess[str] | None:
-    """Run this Python from the repository's root; None when the deadline came first."""
+    """Run this Python from the repository's root; None when the deadline came first.
+
+    What it had said by then is shown. Groups of one process need no network, but Gloo looks for
+    one by the node's name, which may not resolve.
+    """
     left = deadline - time.monotonic()
     if left <= 0:
         return None
@@ -143,12 +157,15 @@ def _python(arguments: list[str], deadline: float) -> subprocess.CompletedProces
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=ROOT,
+            env={"GLOO_SOCKET_IFNAME": "lo", **os.environ},
             capture_output=True,
             text=True,
             timeout=left,
             check=False,
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
+        for said in (late.stdout, late.stderr):
+            print((said or b"").decode(errors="replace"), file=sys.stderr, flush=True)
         return None
 
 

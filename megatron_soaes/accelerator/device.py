@@ -10,7 +10,15 @@ from importlib.util import find_spec
 
 import torch
 
-from megatron_soaes.accelerator import adamw, allocator, checkpoint_writer, cpu, gloo, rotary
+from megatron_soaes.accelerator import (
+    adamw,
+    allocator,
+    checkpoint_writer,
+    cpu,
+    gloo,
+    remainders,
+    rotary,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ def this_device() -> Device:
         rotary.install()
     checkpoint_writer.install()
     adamw.install()
+    remainders.install()
     if torch.cuda.is_available():
         local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
         torch.cuda.set_device(local_rank)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from megatron.core.num_microbatches_calculator import (
     init_num_microbatches_calculator,
@@ -27,17 +27,30 @@ def mlp_graphs(engine: Engine, stage: TrainingStage, layout: Layout) -> Iterator
     if not stage.kernels.mlp_graphs:
         yield
         return
-    # Megatron-Core asks this global for how many micro-batches are under way in a pipeline.
-    init_num_microbatches_calculator(
-        world_rank(), None, stage.global_batch_size, stage.micro_batch_size, layout.data_parallel
-    )
     # A micro-batch is one row, its samples one after the other.
     tokens = stage.sequence_length * stage.micro_batch_size
     config = engine.chunks[0].config
     recorder = TECudaGraphHelper(engine.wrapped, config, tokens, 1, [engine.optimizer])
-    recorder.create_cudagraphs()
-    try:
+    with ExitStack() as stack:
+        # Megatron-Core asks this global for how many micro-batches are under way in a pipeline.
+        init_num_microbatches_calculator(
+            world_rank(), None, stage.global_batch_size, stage.micro_batch_size,
+            layout.data_parallel,
+        )  # fmt: skip
+        stack.callback(unset_num_microbatches_calculator)
+        _forget_random_streams()
+        recorder.create_cudagraphs()
+        stack.callback(recorder.delete_cuda_graphs)
         yield
-    finally:
-        recorder.delete_cuda_graphs()
-        unset_num_microbatches_calculator()
+
+
+def _forget_random_streams() -> None:
+    """An MLP without dropout draws no number, so its graphs need no random stream.
+
+    Each attention layer tells Transformer Engine 2.11 of Megatron-Core's streams, which are tensors
+    here, and recording asks each of them for what only a generator has (graph.py). The streams
+    themselves stay as they are.
+    """
+    from transformer_engine.pytorch.distributed import set_all_rng_states
+
+    set_all_rng_states({})

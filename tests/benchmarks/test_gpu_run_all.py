@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,8 +17,8 @@ from benchmarks.gpu import run_all
 from benchmarks.gpu.ceiling import datasheet_tflops, measured_tflops
 from benchmarks.gpu.measurements import BF16, DELAYED, MEASUREMENTS, PEER, Measurement, Step
 from benchmarks.gpu.pair import PairFigures
-from benchmarks.gpu.results import Report, Row, append, section
-from benchmarks.subject import SEVEN_B, SMALL, TINY, Subject
+from benchmarks.gpu.results import Report, Row, append, section, writer
+from benchmarks.subject import SEVEN_B, SMALL, TINY
 from benchmarks.training_step import Figures, ours, transformers_peer
 from megatron_soaes.accelerator.machine import Machine
 
@@ -119,19 +122,45 @@ def test_fp8_needs_the_gpu_and_transformer_engine() -> None:
 def test_a_model_that_does_not_fit_is_measured_with_fewer_layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[Subject] = []
+    asked: list[list[str]] = []
 
-    def measured(command: list[str], subject: Subject, name: str, deadline: float) -> Row:
-        asked.append(subject)
-        smaller = "--smaller" in command
-        note = "" if smaller else "failed: torch.OutOfMemoryError: CUDA out of memory."
-        return Row(subject, name, Figures(1.0, 1, 2.0, 1.0) if smaller else None, note)
+    def process(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        if "--smaller" in command:
+            figures = json.dumps(asdict(Figures(1.0, 1, 2.0, 1.0)))
+            return subprocess.CompletedProcess(command, 0, figures, "")
+        error = "torch.OutOfMemoryError: CUDA out of memory.\n[W1] a library says goodbye\n"
+        return subprocess.CompletedProcess(command, 1, "", error)
 
-    monkeypatch.setattr(run_all, "_measured", measured)
+    monkeypatch.setattr(subprocess, "run", process)
     row = run_all.run(0, H200, False, time.monotonic() + 60)
-    assert asked == [SEVEN_B, SEVEN_B.smaller()]
+    assert ["--smaller" in command for command in asked] == [False, True]
     assert row.figures is not None
     assert row.subject.name == "Qwen2.5-7B, 4096 tokens, 14 of 28 layers"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_that_is_broken_off_leaves_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(number: int, *_: object) -> Row:
+        if number == 1:
+            raise KeyboardInterrupt
+        return Row(SEVEN_B, "bf16", Figures(0.5, 2**30, 12.0, 10.0))
+
+    monkeypatch.setattr(run_all, "run", found)
+    with pytest.raises(KeyboardInterrupt):
+        run_all.main(["--tiny", "--results", str(tmp_path / "results.md")])
+    assert "| bf16 | 500.0 |" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_checks_that_hang_are_stopped_and_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    hanging = ["-c", "echo test_that_hangs; exec sleep 60"]
+    assert run_all._python(hanging, time.monotonic() + 1) is None
+    assert "test_that_hangs" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -161,7 +190,7 @@ def test_the_figures_of_a_row() -> None:
     figures = Figures(0.5, 50 * 2**30, 12.0, 10.0, planned_memory_bytes=48 * 2**30)
     rows = [Row(SEVEN_B, "bf16", figures), Row(SMALL, "bf16", None, "failed: no time left")]
     pair = [PairFigures("exact", 4, 1.8, 1.7, 1.9, 0.9, identical=True)]
-    report = Report(H200, "command", "14 passed", 989.5, 800.0, rows, pair)
+    report = Report(H200, "command", "14 passed", 989.5, rows, 800.0, pair)
     text = section(report, datetime(2027, 1, 2, 3, 4, tzinfo=UTC))
     flops = SEVEN_B.shape.flops_per_token(4096)
     tflops = 16384 / 0.5 * flops / 1e12
@@ -175,9 +204,11 @@ def test_the_figures_of_a_row() -> None:
     assert "| exact | 4 | 1.80 (1.70 to 1.90) | 90.0% | yes |" in text
 
 
-def test_sections_are_added_at_the_end(tmp_path: Path) -> None:
+def test_a_section_is_added_at_the_end_and_grows(tmp_path: Path) -> None:
     file = tmp_path / "results.md"
     append(file, "## first\n")
-    append(file, "## second\n")
-    assert file.read_text(encoding="utf-8") == "## first\n\n## second\n"
+    second = writer(file)
+    second("## second, begun\n")
+    second("## second, done\n")
+    assert file.read_text(encoding="utf-8") == "## first\n\n## second, done\n"
     assert list(tmp_path.iterdir()) == [file]

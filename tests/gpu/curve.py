@@ -1,7 +1,4 @@
-"""The loss curve of a short training run, on this process's device, in a given arithmetic.
-
-`python -m tests.gpu.curve HF_DIR CHECKPOINT STEPS` prints the one in fp32 as JSON.
-"""
+"""The loss curve of a short training run, on this process's device, in a given arithmetic."""
 
 from __future__ import annotations
 
@@ -34,6 +31,15 @@ CPU_STEPS = 30
 """Of the curve in fp32: the first ones, for the sake of time."""
 SAMPLES = 4
 LENGTH = 256
+ON_CPU = """
+import sys
+# Megatron-Core takes its optimizer and its norms from these where they are installed, whatever the
+# device; a name without a module counts as not installed.
+sys.modules.update(transformer_engine=None, apex=None)
+from tests.gpu.curve import main
+main()
+"""
+"""`python -c ON_CPU HF_DIR CHECKPOINT STEPS` prints the curve in fp32 as JSON."""
 
 
 def train(
@@ -76,9 +82,9 @@ def train(
 
 
 def cpu_curve(hf_dir: Path, checkpoint: Path, steps: int = CPU_STEPS) -> list[float]:
-    """The same in fp32 on the CPU, by the same code in a process that sees no GPU."""
+    """The same in fp32 on the CPU, by the same code in a process that sees nothing of the GPU."""
     result = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.curve", str(hf_dir), str(checkpoint), str(steps)],
+        [sys.executable, "-c", ON_CPU, str(hf_dir), str(checkpoint), str(steps)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
@@ -90,11 +96,8 @@ def cpu_curve(hf_dir: Path, checkpoint: Path, steps: int = CPU_STEPS) -> list[fl
 
 
 def main() -> None:
+    """Print the losses in fp32."""
     hf_dir, checkpoint, steps = sys.argv[1:]
     with process_group(Rendezvous(0, 1, "127.0.0.1", 0)), model_parallel():
         losses, _ = train(Path(hf_dir), Path(checkpoint), {"dtype": "fp32"}, int(steps))
     print(json.dumps(losses))
-
-
-if __name__ == "__main__":
-    main()

@@ -65,10 +65,12 @@ def documents(seed: int, lengths: Sequence[int]) -> list[Tensor]:
 def packed_logits(checkpoint: Path, hf_dir: Path, dtype: torch.dtype, seed: int = 3) -> Tensor:
     """Logits [tokens, vocabulary] of DOCUMENTS packed into one sequence, fp32 on the CPU.
 
-    The model is loaded for training, in `dtype`; groups of an unsharded model must be active.
+    The model is loaded for training, in `dtype`; groups of an unsharded model must be active. In
+    fp32 it has the local layers: Transformer Engine rounds fp32 products to TF32.
     """
     shape = read_shape(hf_dir / "config.json")
-    options = BuildOptions(dtype, shape.padded_vocab_size(MULTIPLE))
+    rows, exact = shape.padded_vocab_size(MULTIPLE), dtype == torch.float32
+    options = BuildOptions(dtype, rows, local_layers=exact)
     model = load_model(shape, options, checkpoint)[0].eval()
     tokens = torch.cat(documents(seed, DOCUMENTS))
     device = this_device().torch_device

@@ -7,7 +7,6 @@ is for tests/gpu, and for a machine with several GPUs, to show.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,9 +72,14 @@ def test_graphs_are_recorded_before_the_first_step_and_go_after_the_last(
 ) -> None:
     recorder = create_autospec(TECudaGraphHelper)
     in_flight: list[int] = []
-    recorder.return_value.create_cudagraphs.side_effect = lambda: in_flight.append(
-        get_num_microbatches()
-    )
+    random_streams = stand_in(monkeypatch, "distributed", ["set_all_rng_states"])
+
+    def record() -> None:
+        in_flight.append(get_num_microbatches())
+        # Megatron-Core's are tensors; Transformer Engine would take them for generators.
+        random_streams.set_all_rng_states.assert_called_once_with({})
+
+    recorder.return_value.create_cudagraphs.side_effect = record
     monkeypatch.setattr(graphs, "TECudaGraphHelper", recorder)
     plain = train(make_job(material, tmp_path / "plain", **BF16))
     job = make_job(material, tmp_path / "graphs", **BF16, kernels={"mlp_graphs": True})
@@ -88,19 +92,37 @@ def test_graphs_are_recorded_before_the_first_step_and_go_after_the_last(
     recorder.return_value.delete_cuda_graphs.assert_called_once_with()
 
 
+@pytest.mark.usefixtures("one_process")
+def test_a_recording_that_fails_leaves_nothing_behind(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = create_autospec(TECudaGraphHelper)
+    recorder.return_value.create_cudagraphs.side_effect = [MemoryError, None]
+    stand_in(monkeypatch, "distributed", ["set_all_rng_states"])
+    monkeypatch.setattr(graphs, "TECudaGraphHelper", recorder)
+    job = make_job(material, tmp_path, **BF16, kernels={"mlp_graphs": True})
+    with pytest.raises(MemoryError):
+        train(job)
+    recorder.return_value.delete_cuda_graphs.assert_not_called()
+    assert train(job).completed
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, names: list[str]) -> Mock:
+    """What stands at transformer_engine.pytorch.MODULE, with the calls it got."""
+    name, stand = "transformer_engine.pytorch", Mock(spec=names)
+    for part in module.split("."):
+        parent, name = name, f"{name}.{part}"
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    monkeypatch.setitem(sys.modules, "transformer_engine", ModuleType("transformer_engine"))
+    monkeypatch.setitem(sys.modules, name, stand)
+    setattr(sys.modules[parent], part, stand)
+    return stand
+
+
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
-    """What stands at transformer_engine.pytorch.module.base, with the calls it got."""
-    base = Mock(spec=["initialize_ub", "destroy_ub", "UserBufferQuantizationMode"])
-    names = [
-        "transformer_engine",
-        "transformer_engine.pytorch",
-        "transformer_engine.pytorch.module",
-    ]
-    for name in names:
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules[names[-1]].base = base  # type: ignore[attr-defined]
-    return base
+def engine(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    names = ["initialize_ub", "destroy_ub", "UserBufferQuantizationMode"]
+    return stand_in(monkeypatch, "module.base", names)
 
 
 @pytest.mark.usefixtures("one_process")
