@@ -9,6 +9,19 @@
 #   any other   nothing a restart would mend    the job fails; those that wait for it are cancelled
 set -uo pipefail
 
+# The number of this job; an element of an array has one of its own, which alone is meant by it.
+SOAES_JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+SOAES_JOB=${SOAES_JOB:-$SLURM_JOB_ID}
+
+# A signal goes on to what runs at that moment; one that comes before is kept for it.
+soaes_running='' soaes_received=''
+soaes_pass_on() { # SIGNAL
+  soaes_received=$1
+  if [ -n "$soaes_running" ]; then kill -s "$1" "$soaes_running" 2>/dev/null; fi
+}
+trap 'soaes_pass_on USR1' USR1
+trap 'soaes_pass_on TERM' TERM
+
 # The recipe of the jobs lies in WORKDIR/slurm, and so does the list of nodes to stay away from.
 soaes_stage() { # RECIPE STAGE [STAGE...]; an array runs the one of its element
   local recipe=$1
@@ -20,9 +33,13 @@ soaes_stage() { # RECIPE STAGE [STAGE...]; an array runs the one of its element
   # shellcheck source=/dev/null
   source "$SOAES_ENVIRONMENT"
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+  # Below the ports that Linux gives to whoever asks; the next one is the node check's.
+  MASTER_PORT=$((20000 + SLURM_JOB_ID % 6000 * 2))
+  # Each task gets its share of the job's CPUs: by itself srun binds it to a single one.
+  local tasks=${SLURM_TASKS_PER_NODE%%[!0-9]*} # such as 8(x2)
+  export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / tasks))}
   export MASTER_ADDR MASTER_PORT
-  echo "$(date --iso-8601=seconds) $stage: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST," \
+  echo "$(date --iso-8601=seconds) $stage: job $SOAES_JOB on $SLURM_JOB_NODELIST," \
     "start $((${SLURM_RESTART_COUNT:-0} + 1))"
 
   soaes_check_nodes "$recipe" || code=$?
@@ -42,38 +59,35 @@ soaes_check_nodes() { # RECIPE
   if [ -n "${SOAES_SRUN_OPTIONS:-}" ]; then
     mapfile -t options < <(printf '%s' "$SOAES_SRUN_OPTIONS" | xargs -n 1 printf '%s\n')
   fi
+  # Those asked for, which may be written KIND:NUMBER; --exclusive gives all there are.
+  local gpus=${SLURM_GPUS_PER_NODE:-0}
   soaes_wait srun --kill-on-bad-exit=0 --wait=120 "${options[@]}" "$SOAES_PYTHON" \
     -m megatron_soaes.accelerator.health --folder "$folder" \
     --nodes "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ,)" \
-    --gpus-per-node "${SLURM_GPUS_PER_NODE:-0}" # those asked for; --exclusive gives all there are
+    --gpus-per-node "${gpus##*:}"
 }
 
 # Runs a command with the signals of Slurm passed on to it; ends with its code.
 soaes_wait() {
   "$@" &
-  local running=$! code
-  # shellcheck disable=SC2064  # the process of now
-  trap "kill -USR1 $running 2>/dev/null" USR1
-  # shellcheck disable=SC2064
-  trap "kill -TERM $running 2>/dev/null" TERM
-  wait "$running"
-  code=$?
-  while kill -0 "$running" 2>/dev/null; do # a trapped signal ends `wait` before the command ends
-    wait "$running"
-    code=$?
-  done
-  # From here on a signal must not cut short what is left: requeueing sends one itself.
-  trap '' USR1 TERM
-  return "$code"
+  soaes_running=$!
+  if [ -n "$soaes_received" ]; then kill -s "$soaes_received" "$soaes_running" 2>/dev/null; fi
+  # A trapped signal ends `wait` before the command ends; the last one asks for the code alone.
+  while kill -0 "$soaes_running" 2>/dev/null; do wait "$soaes_running"; done
+  wait "$soaes_running"
 }
 
 soaes_end() { # CODE RECIPE
-  local code=$1
+  local code=$1 state
+  # From here on a signal must not cut short what is left: requeueing sends one itself.
+  trap '' USR1 TERM
   case $code in
     4 | 5 | 75) ;;
     *) if [ "$code" -lt 128 ]; then exit "$code"; fi ;;
   esac
-  if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" != RUNNING ]; then
+  state=$(soaes_ask squeue --noheader --jobs "$SOAES_JOB" --format %T)
+  if [ "$state" != RUNNING ]; then
+    echo "exit code $code, and the job is ${state:-unknown to Slurm}: it is not put back" >&2
     exit "$code" # cancelled, or Slurm itself puts it back
   fi
   local restarts=${SLURM_RESTART_COUNT:-0}
@@ -81,21 +95,32 @@ soaes_end() { # CODE RECIPE
     echo "exit code $code, and the job was requeued $restarts times already: it ends here" >&2
     exit "$code"
   fi
-  echo "exit code $code: job $SLURM_JOB_ID goes back into the queue"
-  soaes_requeue "$(dirname "$2")/bad-nodes"
+  echo "exit code $code: job $SOAES_JOB goes back into the queue"
+  soaes_requeue "$(dirname "$2")/bad-nodes" ||
+    echo "Slurm did not take it back: submit the recipe again, and it goes on" >&2
   exit "$code"
 }
 
 soaes_requeue() { # BAD_NODES
   if [ ! -s "$1" ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    soaes_ask scontrol requeue "$SOAES_JOB"
     return
   fi
   # Held, so that it cannot start again before it is told which nodes to stay away from.
   local nodes
   nodes=$(cut -f 1 "$1" | sort -u | paste -s -d ,)
   echo "it stays away from $nodes"
-  scontrol requeuehold "$SLURM_JOB_ID" &&
-    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$nodes"
-  scontrol release "$SLURM_JOB_ID"
+  soaes_ask scontrol requeuehold "$SOAES_JOB" || return
+  soaes_ask scontrol update JobId="$SOAES_JOB" ExcNodeList="$nodes"
+  soaes_ask scontrol release "$SOAES_JOB"
+}
+
+# A controller that is busy is asked again: without an answer the work of days would not go on.
+soaes_ask() {
+  local attempt
+  for attempt in {1..6}; do
+    if "$@"; then return; fi
+    if [ "$attempt" -lt 6 ]; then sleep 5; fi
+  done
+  return 1
 }

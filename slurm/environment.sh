@@ -7,7 +7,12 @@
 # export SBATCH_ACCOUNT=my-project
 # export SBATCH_QOS=normal
 # export SBATCH_TIMELIMIT=12:00:00    # of every job; a longer stage goes back into the queue
+# export SBATCH_SIGNAL=B:USR1@900     # the lead of every job; twice the time of the longest save
 # export SBATCH_EXCLUSIVE=user        # nobody else on the nodes
+# Only training and capture take whole nodes. The others get what the cluster gives by default,
+# which may be too little to convert or to measure a large model:
+# export SBATCH_CPUS_PER_GPU=12
+# export SBATCH_MEM_PER_GPU=200G      # or SBATCH_MEM_PER_NODE=0: all that the nodes have
 
 # --- Where Python is. One of these:
 # 1. A virtual environment that every node sees (the default: the one that `make` made).

@@ -90,6 +90,7 @@ def examine(
     """
     rank, world = rendezvous.rank, rendezvous.world_size
     homes = [nodes[one * len(nodes) // world] for one in range(world)]
+    missing = {homes[0]: "its first rank gives no answer"}
     try:
         # The port after the group's own, which this check uses, too.
         store = TCPStore(
@@ -109,11 +110,12 @@ def examine(
             store.set("faults", json.dumps(faults_of(signs, homes, floors)))
         faults = json.loads(store.get("faults"))
     except DistError:
-        faults = {homes[0]: "its first rank gives no answer"}
+        faults = missing
     if not faults:
         with process_group(rendezvous):
             faults = _slow_nodes(homes, floors)
-    if rank == 0:
+    # Where the first rank is the one that is missing, the last one tells of it.
+    if rank == (world - 1 if faults == missing else 0):
         _report(faults, folder)
     return ExitCode.UNSOUND if faults else ExitCode.OK
 

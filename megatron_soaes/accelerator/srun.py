@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -19,15 +20,19 @@ PYTHON = "SOAES_PYTHON"
 """The interpreter of the ranks, where it is another than this one, as within a container."""
 GRACE_S = 120
 """How long the other ranks may take to end after the first one has ended."""
+END_OF_RANK = re.compile(
+    r"srun: error: \S+: tasks? [\d,-]+: (Exited with exit code (?P<code>\d+)|.*)"
+)
+"""What srun says of ranks that did not end with 0: with a code, or else by a signal."""
 
 
 def launch_by_srun(module: str, arguments: Sequence[str], processes: int, logs: Path) -> int:
     """Run `python -m module arguments` as ranks 0..processes-1 of a job step; one exit code.
 
     For use inside of a job whose script exports MASTER_ADDR and MASTER_PORT. Every rank writes to
-    `logs/rank{N}.log`. SIGINT, SIGTERM and SIGUSR1 are passed on to the ranks. The result is 0 when
-    all ranks ended with 0, otherwise the highest of their codes (128 + N for a death by signal N).
-    Raises UserError outside of a job.
+    `logs/rank{N}.log`. SIGINT, SIGTERM and SIGUSR1 ask the ranks to stop. The result is 0 when all
+    ranks ended with 0; otherwise the code of the first that did not, and where that one died by a
+    signal the highest of all (128 + N for signal N). Raises UserError outside of a job.
     """
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError(
@@ -42,15 +47,29 @@ def launch_by_srun(module: str, arguments: Sequence[str], processes: int, logs: 
     }
     command = srun_command(module, arguments, processes, logs)
     # In a session of its own: a terminal's Ctrl-C must reach the ranks as a signal to stop, once.
-    step = subprocess.Popen(command, env=environment, start_new_session=True)
-
-    def pass_on(number: int) -> None:
-        # srun takes SIGINT for itself.
-        step.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
-
-    with stop_signals_go_to(pass_on):
+    step = subprocess.Popen(
+        command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    # srun hands SIGUSR1 to the ranks; SIGINT and SIGTERM it takes for itself, and kills them.
+    with stop_signals_go_to(lambda _: step.send_signal(signal.SIGUSR1)):
+        first = _first_bad_end(step)
         code = step.wait()
-    return 128 - code if code < 0 else code
+    return first or (128 - code if code < 0 else code)
+
+
+def _first_bad_end(step: subprocess.Popen[str]) -> int:
+    """Pass on what srun says until it ends; the code of the rank that failed first, 0 for none.
+
+    The highest code will not do: when one rank refuses its input, the others wait for it until
+    they are killed, and a death is tried again. Also 0 when the first one died by a signal.
+    """
+    assert step.stderr is not None
+    ends = []
+    for line in step.stderr:
+        sys.stderr.write(line)
+        if found := END_OF_RANK.match(line):
+            ends.append(found["code"])
+    return int(ends[0] or 0) if ends else 0
 
 
 def srun_command(module: str, arguments: Sequence[str], processes: int, logs: Path) -> list[str]:

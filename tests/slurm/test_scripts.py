@@ -52,7 +52,7 @@ def start(
     stand_in.chmod(0o755)
     return cluster.submit(
         f"--output={workdir}/slurm/%j.log", "--time=5", *options,
-        str(SLURM / script), str(workdir / "slurm/recipe.json"), "stage",
+        str(SLURM / script), str(workdir / "slurm/recipe.json"), "stage", "other",
         environment={
             "SOAES_SLURM_DIR": str(SLURM), "SOAES_ENVIRONMENT": str(SLURM / "environment.sh"),
             "SOAES": str(stand_in), "SOAES_ENV": sys.prefix, "SOAES_DISK_FLOOR_GB": "0",
@@ -82,6 +82,65 @@ while true; do sleep 0.1; done"""
     ended = cluster.wait_for(job, "COMPLETED")
     assert (workdir / "saved").exists()
     assert ended["Restarts"] == "1"
+
+
+def test_a_signal_that_comes_before_the_stage_is_kept_for_it(
+    cluster: Cluster, workdir: Path
+) -> None:
+    environment = workdir / "environment.sh"
+    slow = f'touch {workdir}/loading; [ -n "${{SLURM_RESTART_COUNT:-}}" ] || sleep 3'
+    environment.write_text(f'source "{SLURM}/environment.sh"\n{slow}\n', encoding="utf-8")
+    body = '[ "$SLURM_RESTART_COUNT" = 1 ] && exit 0; sleep 60'
+    job = start(cluster, workdir, body, SOAES_ENVIRONMENT=str(environment))
+    wait_until((workdir / "loading").exists, 30)
+    cluster.answer("scancel", "--batch", "--signal=USR1", job)
+    assert cluster.wait_for(job, "COMPLETED")["Restarts"] == "1"
+
+
+def test_a_recipe_on_one_node_goes_on_after_its_limit_and_not_after_it_was_cancelled(
+    cluster: Cluster, workdir: Path
+) -> None:
+    body = f"""
+trap 'sleep 1; exit {ExitCode.STOPPED}' TERM USR1
+echo "called: $*" | tee {workdir}/begun$SLURM_RESTART_COUNT
+while true; do sleep 0.1; done"""
+    job = start(cluster, workdir, body, "one_node.sbatch")
+    wait_until((workdir / "begun").exists, 30)
+    cluster.answer("scancel", "--batch", "--signal=USR1", job)
+    wait_until((workdir / "begun1").exists, 60)
+    recipe = workdir / "slurm/recipe.json"
+    assert (workdir / "begun1").read_text("utf-8") == f"called: run {recipe} stage other\n"
+    cluster.answer("scancel", job)
+    log = cluster.log(cluster.wait_for(job, "CANCELLED"))
+    wait_until(lambda: not cluster.answer("squeue", "--noheader", "--jobs", job).strip(), 30)
+    assert cluster.job(job)["JobState"] == "CANCELLED", log
+
+
+def test_an_element_of_an_array_goes_back_alone(cluster: Cluster, workdir: Path) -> None:
+    """The last one, whose job has the number of the whole array."""
+    (workdir / "slurm" / BAD_NODES).write_text("127.0.0.4\tslow\n", encoding="utf-8")
+    body = f"""
+[ "$SLURM_RESTART_COUNT$SLURM_ARRAY_TASK_ID" = 1 ] && exit {ExitCode.STOPPED}
+sleep 3"""
+    job = start(cluster, workdir, body, "preprocess.sbatch", "--array=0-1")
+    elements = [cluster.wait_for(f"{job}_{number}", "COMPLETED") for number in range(2)]
+    assert [one["Restarts"] for one in elements] == ["0", "1"]
+    assert [one.get("ExcNodeList") for one in elements] == ["(null)", "127.0.0.4"]
+
+
+def test_a_controller_that_gives_no_answer_is_asked_again(cluster: Cluster, workdir: Path) -> None:
+    """Stand-ins for Slurm's commands that fail once, as those of a busy controller do."""
+    environment = workdir / "environment.sh"
+    busy = "".join(
+        f'{name}() {{ mkdir {workdir}/{name} 2>/dev/null && return 1; command {name} "$@"; }}\n'
+        for name in ("squeue", "scontrol")
+    )
+    environment.write_text(f'source "{SLURM}/environment.sh"\n{busy}', encoding="utf-8")
+    body = f'[ "$SLURM_RESTART_COUNT" = 1 ] && exit 0; rmdir {workdir}/scontrol; exit 75'
+    job = start(cluster, workdir, body, SOAES_ENVIRONMENT=str(environment))
+    assert cluster.wait_for(job, "COMPLETED")["Restarts"] == "1"
+    assert (workdir / "squeue").is_dir()
+    assert (workdir / "scontrol").is_dir()
 
 
 def test_restarts_are_bounded(cluster: Cluster, workdir: Path) -> None:
@@ -114,7 +173,7 @@ while true; do sleep 0.1; done"""
 def test_training_stays_away_from_a_node_without_its_gpus(cluster: Cluster, workdir: Path) -> None:
     """The virtual nodes promise GPUs that torch cannot find, so each of them is unsound."""
     job = start(
-        cluster, workdir, "exit 0", "train.sbatch", "--gpus-per-node=1", SOAES_MAX_RESTARTS="1"
+        cluster, workdir, "exit 0", "train.sbatch", "--gpus-per-node=fake:1", SOAES_MAX_RESTARTS="1"
     )
     wait_until(lambda: cluster.job(job)["Restarts"] == "1", 60)
     ended = cluster.wait_for(job, "FAILED")

@@ -27,8 +27,9 @@ SCRIPTS = Path(__file__).resolve().parents[3] / "slurm"
 """The scripts of this checkout."""
 ENVIRONMENT_FILE = "environment.sh"
 COMMON_FILE = "common.sh"
-UNDER_ENVIRONMENT = 'set -a; . "$SOAES_ENVIRONMENT"; exec "$@"'
-"""sbatch reads SBATCH_PARTITION and the like from its environment: the file's settings."""
+UNDER_ENVIRONMENT = 'set -a; . "$SOAES_ENVIRONMENT" >&2; exec "$@"'
+"""sbatch reads SBATCH_PARTITION and the like from its environment: the file's settings. What the
+file prints, as modules do, is no part of the answer."""
 
 
 @dataclass(frozen=True)
