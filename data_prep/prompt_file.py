@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from megatron_soaes.errors import UserError
+from megatron_soaes.wording import unreadable
 
 Conversation = list[dict[str, str]]
 """Turns with `role` and `content`."""
@@ -23,7 +24,7 @@ def read_questions(file: Path) -> list[Question]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            file, f"no readable text ({error})", "prompts, UTF-8", "Check the path."
+            file, f"no readable text ({unreadable(error)})", "prompts, UTF-8", "Check the path."
         ) from None
     as_json = file.suffix == ".jsonl"
     questions = [

@@ -55,17 +55,27 @@ def tokenizer_differences(target_dir: Path, draft_dir: Path) -> Iterator[Differe
                 break
 
 
-def generation_ids(hf_dir: Path) -> dict[str, Any]:
-    """`ID_FIELDS` as far as they are set: an id or a list of ids.
-
-    Raises UserError for a file that is not a JSON object.
-    """
-    found: dict[str, Any] = {}
+def generation_ids(hf_dir: Path) -> dict[str, list[int]]:
+    """`ID_FIELDS` as far as they are set. Raises UserError as `ids_in`."""
+    found: dict[str, list[int]] = {}
     for name in ("config.json", "generation_config.json"):
-        file = hf_dir / name
-        content = _read_object(file) if file.is_file() else {}
-        found |= {field: content[field] for field in ID_FIELDS if content.get(field) is not None}
+        named = {field: ids_in(hf_dir / name, field) for field in ID_FIELDS}
+        found |= {field: ids for field, ids in named.items() if ids}
     return found
+
+
+def ids_in(file: Path, field: str) -> list[int]:
+    """The token ids, one or a list, that a JSON file names under a field; none without either.
+
+    Raises UserError for a file that is not a JSON object, and for a value that is no id.
+    """
+    value = _read_object(file).get(field) if file.is_file() else None
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(one) is int for one in ids):
+        raise UserError(
+            f"{file}: {field}", repr(value), "a token id, or a list of them", "Repair the file."
+        )
+    return ids
 
 
 def _parts(hf_dir: Path) -> dict[str, Mapping[str, Any]]:
@@ -77,13 +87,13 @@ def _parts(hf_dir: Path) -> dict[str, Mapping[str, Any]]:
         "merges": {f"rank {n}": merge for n, merge in enumerate(model.get("merges", []))},
         "added tokens": {f"id {token['id']}": token for token in content["added_tokens"]},
         "special tokens": {name: token_content(config.get(name)) for name in NAMED_TOKENS},
-        "generation": {field: _single(value) for field, value in generation_ids(hf_dir).items()},
+        "generation": {field: _shown(ids) for field, ids in generation_ids(hf_dir).items()},
     }
 
 
-def _single(value: Any) -> Any:
+def _shown(ids: list[int]) -> str:
     """A list of one id is that id."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    return str(ids[0] if len(ids) == 1 else ids)
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def load_tokenizer(model: Path, add_special_tokens: bool) -> tuple[TokenizerInfo
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """A `tokenizer.json` without its truncation and padding, as `tokenizer(text)` runs it."""
+    if not path.is_file():
+        raise UserError(path, "no such file", "the tokenizer of a model", "Check the path.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises the bare class

@@ -19,6 +19,9 @@ Seed = Annotated[int, typer.Option(help="Of sampling.")]
 Dtype = Annotated[str, typer.Option(help="Of the target: fp32, bf16, or auto, the faster here.")]
 DraftDtype = Annotated[str, typer.Option(help="Of the draft: fp32, bf16, or auto.")]
 Exact = Annotated[bool, typer.Option("--exact", help="Logits bitwise those of plain decoding.")]
+ResultFile = Annotated[
+    Path | None, typer.Option(dir_okay=False, help="JSON to write; a plot beside it, if any.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +52,7 @@ def speculate(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     draft_dtype: DraftDtype = "auto",
-    out: Annotated[Path | None, typer.Option(help="JSON to write; the plot beside it.")] = None,
+    out: ResultFile = None,
 ) -> None:
     """Measure what a draft is worth: speed, acceptance, the same text or not, a recommendation."""
     quiet_libraries()
@@ -93,7 +96,7 @@ def speculate_served(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+    out: ResultFile = None,
 ) -> None:
     """Measure what a draft is worth where it is served: trtllm-serve, vLLM or SGLang, twice."""
     quiet_libraries()
@@ -123,7 +126,7 @@ def chat(
     *,
     draft: Annotated[Path | None, typer.Option(help="HF directory of a draft.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this and end.")] = None,
-    draft_length: Annotated[int, typer.Option(help="Most tokens drafted for a pass.")] = 7,
+    draft_length: Annotated[int, typer.Option(min=0, help="Most tokens drafted for a pass.")] = 7,
     fixed: Annotated[
         bool, typer.Option("--fixed", help="Always that many, whatever is accepted.")
     ] = False,

@@ -23,9 +23,17 @@ Evaluated = Annotated[
         "with the tokenizer."
     ),
 ]
-ResultFile = Annotated[Path, typer.Option(help="The result file to write, JSON.")]
+ResultFile = Annotated[Path, typer.Option(dir_okay=False, help="The result file to write, JSON.")]
 Questions = Annotated[Files, typer.Option(help="JSONL of questions; repeatable.")]
 Choices = Annotated[Files, typer.Option(help="JSONL of multiple choice; repeatable.")]
+FewShot = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SUITE=FILE:COUNT",
+        help="Show the first COUNT items of FILE, solved, before each of a --choices file; "
+        "repeatable.",
+    ),
+]
 Texts = Annotated[Files, typer.Option(help="JSONL of texts; repeatable.")]
 Profiles = Annotated[list[str] | None, typer.Option(help="llamafactory or swift; by default both.")]
 PromptStyle = Annotated[str, typer.Option(help="auto, chat or plain.")]
@@ -55,6 +63,7 @@ def evaluate(
     *,
     questions: Questions = None,
     choices: Choices = None,
+    few_shot: FewShot = None,
     texts: Texts = None,
     profile: Profiles = None,
     prompt: PromptStyle = "auto",
@@ -77,7 +86,7 @@ def evaluate(
     from megatron_soaes.stages.evaluate_model import backend_of, job_from, run
 
     evaluation = {
-        **_task_files(questions, choices, texts),
+        **_task_files(questions, choices, few_shot, texts),
         "prompt": prompt,
         "date": date,
         "max_new_tokens": max_new_tokens,
@@ -100,9 +109,12 @@ def evaluate(
     _measured(run(job_from(asked)), out)
 
 
-def _task_files(questions: Files, choices: Files, texts: Files) -> dict[str, Any]:
+def _task_files(
+    questions: Files, choices: Files, few_shot: list[str] | None, texts: Files
+) -> dict[str, Any]:
     asked = {"questions": questions, "choices": choices, "texts": texts}
-    return {kind: _named(f"--{kind}", paths) for kind, paths in asked.items()}
+    named = {kind: _named(f"--{kind}", paths) for kind, paths in asked.items()}
+    return {**named, "few_shot": _worked_examples(few_shot or [], choices or [])}
 
 
 def _of_the_harness(tasks: list[str] | None, folder: Path | None) -> dict[str, Any]:
@@ -160,6 +172,28 @@ def _named(option: str, paths: Sequence[Path] | None) -> dict[str, str]:
             )
         named[path.stem] = str(path.resolve())
     return named
+
+
+def _worked_examples(given: Sequence[str], choices: Sequence[Path]) -> dict[str, Any]:
+    """The section `few_shot` of a recipe from what `--few-shot` was given."""
+    suites = [path.stem for path in choices]
+    shown: dict[str, Any] = {}
+    for text in given:
+        name, _, rest = text.partition("=")
+        file, _, count = rest.rpartition(":")
+        if not file or not count.isdecimal():
+            raise UserError(
+                "--few-shot", repr(text), "SUITE=FILE:COUNT, such as cmmlu=cmmlu-dev.jsonl:5",
+                "Name the suite, the file of its examples and how many to show.",
+            )  # fmt: skip
+        if name not in suites or name in shown:
+            known = ", ".join(suites) or "(none given)"
+            raise UserError(
+                "--few-shot", repr(name), f"a suite of --choices, each once: {known}",
+                "A suite is called like its file, without the ending.",
+            )  # fmt: skip
+        shown[name] = {"examples": str(Path(file).resolve()), "count": int(count)}
+    return shown
 
 
 def _print_result(out: Path) -> None:

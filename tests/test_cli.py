@@ -93,12 +93,6 @@ def test_the_recipe_in_the_readme_is_sound(tmp_path: Path, monkeypatch: pytest.M
     assert shapes["target"].parameters == 7_615_616_512
 
 
-def test_every_file_the_readme_links_to_exists() -> None:
-    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
-    assert len(links) > 5
-    assert [link for link in links if not (REPOSITORY / link).exists()] == []
-
-
 def test_a_preflight_hides_the_gpus_only_while_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is submitted afterwards inherits this environment."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")

@@ -147,6 +147,20 @@ def test_harness_tasks_are_suites_of_the_same_result(
         soaes("evaluate", exam.good, "--out", out, *include)
 
 
+def test_worked_examples_stand_before_every_choice(exam: Exam, tmp_path: Path) -> None:
+    """The right choices of `mini` are the model's own behind two examples."""
+    choices = ("--choices", exam.root / "mini.jsonl")
+    shown = ("--few-shot", f"mini={exam.root / 'examples.jsonl'}:2")
+    for name, options in (("none", ()), ("two", shown)):
+        out = tmp_path / f"{name}.json"
+        assert soaes("evaluate", exam.good, "--out", out, *choices, *options).exit_code == 0
+    none, two = (read_result(tmp_path / f"{name}.json").suites["mini"] for name in ("none", "two"))
+    assert two.measures["choice.acc"].value == 100 > none.measures["choice.acc"].value
+    assert (two.settings["few_shot"], "few_shot" in none.settings) == (2, False)
+    with pytest.raises(UserError, match="few_shot"):
+        soaes("compare", tmp_path / "none.json", tmp_path / "two.json")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -160,6 +174,8 @@ def test_harness_tasks_are_suites_of_the_same_result(
         (("--include", "."), "--include"),
         (("--backend", "megatron", "--harness", "t"), "soaes export hf"),
         (("--texts", "a/x.jsonl", "--texts", "b/x.jsonl"), "two files called x"),
+        (("--few-shot", "x.jsonl"), "--few-shot: found 'x.jsonl'; expected SUITE=FILE:COUNT"),
+        (("--choices", "x.jsonl", "--few-shot", "y=y.jsonl:5"), "found 'y'; expected .*once: x"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -47,6 +47,15 @@ class HashedStream:
         return self._bytes, self._digest.hexdigest()
 
 
+def piece_of(file: Path) -> Piece:
+    """A file that is already written, as one piece."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while data := stream.read(READ_BYTES):
+            digest.update(data)
+    return file.stat().st_size, digest.hexdigest()
+
+
 def described(pieces: Iterable[Piece]) -> dict[str, Any]:
     """The entry of a file in a manifest."""
     rows = [list(piece) for piece in pieces]

@@ -22,15 +22,28 @@ class DatasetManifest:
     """`path` and `sha256` of its tokenizer.json, among others."""
     files: dict[str, dict[str, Any]]
     """Entries of `checksums.described` by suffix, `bin` and `idx`."""
+    of_conversations: bool = False
+    """Tokens of SFT, which mean nothing without their weights, or the weights."""
 
     def pieces(self, suffix: str) -> list[Piece] | None:
         """The checksums of a file."""
         return pieces_of(self.files[suffix]) if suffix in self.files else None
 
+    def require_text(self, prefix: Path) -> None:
+        """Raise UserError for conversations, whose weights and sources would stay behind."""
+        if self.of_conversations:
+            raise UserError(
+                prefix, f"conversations, by {self.path}", "a dataset of text",
+                "Convert all conversations in one run (--input takes several files); a recipe "
+                "parts them by `holdout`.",
+            )  # fmt: skip
+
 
 def manifest_of(prefix: Path) -> DatasetManifest:
     """Find the manifest that speaks of a dataset: `PREFIX.manifest.json`, or that of the run whose
-    prefix it begins with. Raises UserError when it is no JSON object."""
+    prefix it begins with; of conversations, and of their weights, their description.
+
+    Raises UserError when it is no JSON object."""
     for file in _candidates(prefix):
         content = _read(file)
         files = content.get("files", {})
@@ -39,7 +52,24 @@ def manifest_of(prefix: Path) -> DatasetManifest:
             known = {suffix: files[name] for suffix, name in names.items() if name in files}
             tokenizer = content.get("tokenizer") or content.get("run", {}).get("tokenizer")
             return DatasetManifest(file, tokenizer, known)
-    return DatasetManifest(None, None, {})
+    return _of_conversations(prefix) or DatasetManifest(None, None, {})
+
+
+def _of_conversations(prefix: Path) -> DatasetManifest | None:
+    """From the description that `data_prep.sft.convert` writes: `P.json`, for `P` and `P_weights`.
+
+    One of another writer may lack the checksums and the tokenizer's path.
+    """
+    for part in ("", "_weights"):
+        file = Path(f"{str(prefix).removesuffix(part)}.json")
+        content = _parsed(file) if file.is_file() and prefix.name.endswith(part) else None
+        if isinstance(content, dict) and content.get("format") == "soaes-sft":
+            files = content.get("files", {})
+            names = {suffix: f"{part}.{suffix}" for suffix in ("bin", "idx")}
+            known = {suffix: files[name] for suffix, name in names.items() if name in files}
+            tokenizer = {key: content.get(f"tokenizer_{key}") for key in ("path", "sha256")}
+            return DatasetManifest(file, tokenizer if tokenizer["path"] else None, known, True)
+    return None
 
 
 def _candidates(prefix: Path) -> list[Path]:
@@ -50,10 +80,14 @@ def _candidates(prefix: Path) -> list[Path]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
+    content = _parsed(file)
     if not isinstance(content, dict):
         raise UserError(file, "no JSON object", "a manifest", "Remove it, or copy it again.")
     return content
+
+
+def _parsed(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None

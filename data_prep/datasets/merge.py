@@ -27,12 +27,14 @@ def merge(prefixes: Sequence[Path], output: Path) -> MergeSummary:
 
     Tokens are copied by the kernel and not read again; their checksums come from the manifests, and
     where one has none the merged manifest has none for the tokens. Raises UserError for datasets of
-    different token types or tokenizers, for one named twice or of another size than its
-    manifest says, and when `output` exists.
+    different token types or tokenizers, for conversations, for one named twice or of another size
+    than its manifest says, and when `output` exists.
     """
     _require_each_once(prefixes)
     datasets = [open_indexed(prefix) for prefix in prefixes]
     manifests = [manifest_of(prefix) for prefix in prefixes]
+    for prefix, manifest in zip(prefixes, manifests, strict=True):
+        manifest.require_text(prefix)
     _require_one_type(prefixes, datasets)
     tokenizer = _one_tokenizer(prefixes, manifests)
     pieces = _pieces(prefixes, datasets, manifests)

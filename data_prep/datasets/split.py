@@ -52,7 +52,8 @@ def split(
     0 or do not sum to 1, for a part that would be empty, and when an output exists.
     """
     _check_fractions(fractions)
-    dataset = open_indexed(prefix)
+    dataset, known = open_indexed(prefix), manifest_of(prefix)
+    known.require_text(prefix)
     edges = np.array(list(accumulate(fractions.values())))
     parts = np.fromiter(
         (part_of(document, edges, seed) for document in dataset), np.uint8, len(dataset)
@@ -65,7 +66,6 @@ def split(
                 "Give the part a larger fraction, or leave it out.",
             )  # fmt: skip
     prefixes = {name: output.with_name(f"{output.name}_{name}") for name in fractions}
-    known = manifest_of(prefix)
     tokens = {}
     with new_datasets(list(prefixes.values())) as folder:
         files = _write_tokens(folder, dataset, parts, prefixes)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from data_prep.datasets.checksums import described, piece_of
 from data_prep.documents import BadDocumentError
 from data_prep.encoders import BackendChoice
 from data_prep.options import DESCRIPTION, RunOptions, check_numbers
@@ -43,6 +44,14 @@ from megatron_soaes.files import write_json
 FORMAT = "soaes-sft"
 VERSION = 1
 SOURCES = "sources.npy"
+SUFFIXES = {
+    "tokens.bin": ".bin",
+    "tokens.idx": ".idx",
+    "weights.bin": "_weights.bin",
+    "weights.idx": "_weights.idx",
+    SOURCES: "_sources.npy",
+}
+"""What stands behind the prefix in the name of a file, by its name in the work directory."""
 RANGE_BYTES = 4 * 2**20
 """Smaller than those of text: a record takes longer, and a dataset is seldom large."""
 
@@ -72,16 +81,7 @@ class SFTOptions(RunOptions):
     overwrite: bool = False
 
     def dataset_files(self) -> dict[str, Path]:
-        return {
-            name: Path(f"{self.output_prefix}{suffix}")
-            for name, suffix in (
-                ("tokens.bin", ".bin"),
-                ("tokens.idx", ".idx"),
-                ("weights.bin", "_weights.bin"),
-                ("weights.idx", "_weights.idx"),
-                (SOURCES, "_sources.npy"),
-            )
-        }
+        return {name: Path(f"{self.output_prefix}{suffix}") for name, suffix in SUFFIXES.items()}
 
     @property
     def description(self) -> Path:
@@ -140,7 +140,8 @@ def convert_sft(
             merge_pairs(outputs, job, plan.ranges, report.conversations)
             with (outputs / SOURCES).open("wb") as stream:
                 np.save(stream, source_numbers)
-            write_json(outputs / DESCRIPTION, _description(options, job, source_names, report))
+            description = _description(options, job, source_names, report)
+            write_json(outputs / DESCRIPTION, description | {"files": _checksums(outputs)})
 
         run.merge(write)
     return SFTSummary(
@@ -262,8 +263,18 @@ def _description(
         "tokens": report.tokens,
         "trained_tokens": report.trained_tokens,
         "longest": report.longest,
+        "tokenizer_path": str(job.tokenizer.path.resolve()),
         "tokenizer_sha256": job.tokenizer.sha256,
         "template_sha256": job.chat.template.sha256,
         "options": options.described(),
         "report": asdict(report),
+    }
+
+
+def _checksums(outputs: Path) -> dict[str, dict[str, Any]]:
+    """Of tokens and weights, by suffix; in one piece, so that it does not show where ranges end."""
+    return {
+        suffix: described([piece_of(outputs / name)])
+        for name, suffix in SUFFIXES.items()
+        if name != SOURCES
     }

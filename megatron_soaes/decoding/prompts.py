@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from data_prep.same_tokenizer import ids_in
 from megatron_soaes.decoding.interface import TextOf
 from megatron_soaes.errors import UserError
 
@@ -19,6 +19,9 @@ Message = Mapping[str, str]
 
 def load_tokenizer(hf_dir: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of an HF directory; UserError when there is none that can be read."""
+    if not hf_dir.is_dir():
+        # transformers would take it for the name of a model on a hub.
+        raise UserError(hf_dir, "no such directory", "a Hugging Face directory", "Check the path.")
     try:
         return transformers.AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -66,13 +69,9 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, hf_dir: Path) -> tuple[int, ...
     """The tokens that end a completion, ascending.
 
     Those that generation_config.json and config.json call `eos_token_id` (chat models list
-    end-of-turn and end-of-text there), and the tokenizer's own.
+    end-of-turn and end-of-text there), and the tokenizer's own. Raises UserError as `ids_in`.
     """
-    found = {tokenizer.eos_token_id}
+    found = {tokenizer.eos_token_id} - {None}
     for name in ("generation_config.json", "config.json"):
-        file = hf_dir / name
-        if file.is_file():
-            listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            found.update(listed if isinstance(listed, list) else [listed])
-    found.discard(None)
+        found.update(ids_in(hf_dir / name, "eos_token_id"))
     return tuple(sorted(found))

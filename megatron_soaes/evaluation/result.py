@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from megatron_soaes import files
 from megatron_soaes.errors import UserError
+from megatron_soaes.wording import unreadable
 
 FORMAT_VERSION = 1
 T = TypeVar("T")
@@ -149,11 +150,11 @@ def read_result(path: Path) -> EvaluationResult:
             raise ValueError(f"format_version is not {FORMAT_VERSION}")
         suites = {name: _suite(entry) for name, entry in content.pop("suites").items()}
         return EvaluationResult(Model(**content.pop("model")), suites, **content)
-    except FileNotFoundError:
+    except OSError as error:
         raise UserError(
-            path, "no such file", "the result of an evaluation", "Correct the path."
+            path, unreadable(error), "the result of an evaluation", "Correct the path."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             path,
             f"no evaluation result ({type(error).__name__}: {error})",

@@ -102,7 +102,7 @@ def export_pair(
     with files.atomic_directory(out_dir) as folder:
         for role, source in sources.items():
             dtype: torch.dtype = getattr(torch, DTYPES[deployment.dtype])
-            bar = None if bars is None else bars(f"{role}: layers")
+            bar = None if bars is None else bars(f"{role}: HF directory")
             write_hf(source, folder / HF[role], dtype, deployment.vocab_size, bar)
         if deployment.release.engines:
             _write_checkpoints(folder, deployment, bars)
@@ -193,14 +193,13 @@ def _limits(
 
 def _end_and_padding(hf_files: Path) -> tuple[tuple[int, ...], int]:
     ids = generation_ids(hf_files)
-    end: Any = ids.get("eos_token_id")
-    if end is None:
+    end = ids.get("eos_token_id")
+    if not end:
         raise UserError(
             f"{hf_files}: eos_token_id", "nothing in generation_config.json and config.json",
             "the id that ends an answer", "Write it into both models' generation_config.json.",
         )  # fmt: skip
-    end_ids = tuple(end) if isinstance(end, list) else (end,)
-    return end_ids, ids.get("pad_token_id", end_ids[0])
+    return tuple(end), ids.get("pad_token_id", end)[0]
 
 
 def _write_checkpoints(folder: Path, deployment: Deployment, bars: Bars | None) -> None:

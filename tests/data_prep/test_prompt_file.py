@@ -45,5 +45,5 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, found: str
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.txt: found no readable text"):
+    with pytest.raises(UserError, match=r"nowhere\.txt: found no readable text \(no such file"):
         read_questions(tmp_path / "nowhere.txt")

@@ -42,6 +42,12 @@ def test_each_part_that_differs_is_told_once(tmp_path: Path) -> None:
         require_same_tokenizer(one, other)
 
 
+def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    one = make(tmp_path / "one", "abc", 2)
+    with pytest.raises(UserError, match=r"nowhere/tokenizer\.json: found no such file"):
+        require_same_tokenizer(one, tmp_path / "nowhere")
+
+
 def test_a_token_that_only_one_has_is_a_difference(tmp_path: Path) -> None:
     one, other = make(tmp_path / "one", "abc", 2), make(tmp_path / "other", "abcd", 2)
     assert list(tokenizer_differences(one, other)) == [
@@ -52,12 +58,27 @@ def test_a_token_that_only_one_has_is_a_difference(tmp_path: Path) -> None:
 def test_generation_config_goes_before_config(tmp_path: Path) -> None:
     model = make(tmp_path / "model", "abc", 2)
     (model / "config.json").write_text('{"eos_token_id": 1, "pad_token_id": 0}')
-    assert generation_ids(model) == {"eos_token_id": 2, "pad_token_id": 0}
+    assert generation_ids(model) == {"eos_token_id": [2], "pad_token_id": [0]}
 
 
-@pytest.mark.parametrize(("content", "found"), [("[]", "a list"), ("{", "invalid JSON")])
-def test_a_config_that_is_no_object_is_named(tmp_path: Path, content: str, found: str) -> None:
+def test_an_empty_list_of_ends_is_none(tmp_path: Path) -> None:
+    assert generation_ids(make(tmp_path / "model", "abc", [])) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "config.json: found a list"),
+        ("{", "config.json: found invalid JSON"),
+        (
+            '{"eos_token_id": "</s>"}',
+            "config.json: eos_token_id: found '</s>'; expected a token id",
+        ),
+        ('{"pad_token_id": [2, null]}', r"config.json: pad_token_id: found \[2, None\]"),
+    ],
+)
+def test_a_config_without_ids_is_named(tmp_path: Path, content: str, message: str) -> None:
     model = make(tmp_path / "model", "abc", 2)
     (model / "config.json").write_text(content)
-    with pytest.raises(UserError, match=rf"config\.json: found {found}"):
+    with pytest.raises(UserError, match=message):
         generation_ids(model)

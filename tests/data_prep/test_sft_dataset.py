@@ -18,6 +18,9 @@ import zstandard
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from tokenizers import Tokenizer
 
+from data_prep.datasets.inspect import inspect
+from data_prep.datasets.merge import merge
+from data_prep.datasets.split import split
 from data_prep.sft.convert import SFTOptions, SFTSummary, convert_sft
 from data_prep.tokenizer import load_tokenizer
 from megatron_soaes.errors import UserError
@@ -89,6 +92,8 @@ def test_the_description_counts_what_is_there(run: Run, tmp_path: Path, chat_mod
     lengths = [len(ids) for ids, _ in pairs]
     trained = sum(weight > 0 for _, weights in pairs for weight in weights)
     report, options = description.pop("report"), description.pop("options")
+    checked = {".bin", ".idx", "_weights.bin", "_weights.idx"}
+    assert description.pop("files").keys() == checked
     assert description == {
         "format": "soaes-sft",
         "version": 1,
@@ -97,6 +102,7 @@ def test_the_description_counts_what_is_there(run: Run, tmp_path: Path, chat_mod
         "tokens": sum(lengths),
         "trained_tokens": trained,
         "longest": max(lengths),
+        "tokenizer_path": str(chat_model / "tokenizer.json"),
         "tokenizer_sha256": sha256_file(chat_model / "tokenizer.json"),
         "template_sha256": sha256(CHATML.encode()).hexdigest(),
     }
@@ -112,6 +118,32 @@ def test_the_description_counts_what_is_there(run: Run, tmp_path: Path, chat_mod
     assert summary.report.sources["law"].conversations == 30
     assert sum(source["tokens"] for source in report["sources"].values()) == sum(lengths)
     assert sum(source["trained_tokens"] for source in report["sources"].values()) == trained
+
+
+def test_one_altered_byte_is_found_by_its_checksum(run: Run, tmp_path: Path) -> None:
+    run(RECORDS)
+    for prefix in (tmp_path / "out", tmp_path / "out_weights"):
+        assert inspect(prefix).verify() == ".bin and .idx are as the manifest says"
+        assert inspect(prefix).manifest.path == tmp_path / "out.json"
+    assert inspect(tmp_path / "out").document(0).startswith("<|im_start|>")
+    weights = tmp_path / "out_weights.bin"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"out_weights\.bin: found other bytes between 0 and"):
+        inspect(tmp_path / "out_weights").verify()
+
+
+def test_conversations_are_neither_merged_nor_split_without_their_weights(
+    run: Run, tmp_path: Path
+) -> None:
+    run(RECORDS)
+    for prefix in (tmp_path / "out", tmp_path / "out_weights"):
+        with pytest.raises(UserError, match=r"found conversations, by .*out\.json"):
+            merge([prefix], tmp_path / "merged")
+        with pytest.raises(UserError, match=r"found conversations, by .*out\.json"):
+            split(prefix, {"a": 0.5, "b": 0.5}, prefix)
+    assert outputs(tmp_path) == OUTPUTS
 
 
 def test_sources_are_numbered_by_their_first_conversation(run: Run, tmp_path: Path) -> None:

@@ -71,6 +71,11 @@ def test_a_model_without_these_files_stops_at_its_tokenizers_end(
     assert stop_ids(tokenizer, tmp_path) == (tokenizer.eos_token_id,)
 
 
+def test_a_path_that_is_no_directory_is_not_looked_for_on_a_hub(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: found no such directory"):
+        load_tokenizer(tmp_path / "nowhere")
+
+
 def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no readable tokenizer"):
         load_tokenizer(tmp_path)

@@ -17,6 +17,7 @@ from data_prep.rehearsal.tokenizer import save_tokenizer, train_tokenizer
 from megatron_soaes.cli import app
 from megatron_soaes.decoding.chat import Answer, TextStream, converse
 from megatron_soaes.decoding.comparison import LengthResult, compare, evenly_spread, recommend
+from megatron_soaes.decoding.comparison_report import plot_svg
 from megatron_soaes.decoding.draft_length import Round, acceptance_of
 from megatron_soaes.decoding.interface import Sampling
 from megatron_soaes.decoding.lean import LeanModel
@@ -34,6 +35,7 @@ from megatron_soaes.decoding.speculative import Speculation, SpeculativeDecoder
 from megatron_soaes.errors import UserError
 from tests.checkpoint.tiny import Case, edit_weights, make_model
 
+SVG = "{http://www.w3.org/2000/svg}"
 TEXT = "A question is asked of a model, and the model answers the question that was asked."
 
 
@@ -101,6 +103,24 @@ def test_speculate_reports_speed_acceptance_and_identity(
     assert ET.parse(out.with_suffix(".svg")).getroot().tag.endswith("svg")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("speculate", "t", "d", "--prompts", "p", "--out", "."),
+            "'.' is a directory",
+        ),
+        (("chat", "t", "--draft-length", "-1"), "greater than or equal to 0"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_at_the_start(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert message in result.output
+
+
 def test_a_draft_that_agrees_is_accepted(pair: Path) -> None:
     target, near = LeanModel(pair / "target"), LeanModel(pair / "near")
     found = compare(target, near, [[1, 2, 3]], Sampling(12), draft_lengths=[3], repeats=1)
@@ -158,6 +178,21 @@ def test_what_is_reached_of_the_ideal_is_that_of_the_mode() -> None:
     one = replace(result(1.2), speedup_in_mode=Speedup(0.8, 0.7, 0.9), ideal_speedup=1.6)
     assert one.share_of_ideal == 0.5
     assert replace(one, ideal_speedup=None).share_of_ideal is None
+
+
+def test_the_plot_of_exact_mode_shows_both_curves_over_plain_decoding_in_that_mode(
+    pair: Path,
+) -> None:
+    target, near = LeanModel(pair / "target"), LeanModel(pair / "near")
+    found = compare(target, near, [[1, 2]], Sampling(4), draft_lengths=[3], repeats=1, exact=True)
+    one = replace(
+        found.lengths[0], speedup=Speedup(9.0, 9.0, 9.0), speedup_in_mode=Speedup(1.2, 1.1, 1.3),
+        ideal_speedup=1.2,
+    )  # fmt: skip
+    drawn = ET.fromstring(plot_svg(replace(found, lengths=(one,))))
+    *_, ideal, measured, _ = (line.get("points") for line in drawn.iter(f"{SVG}polyline"))
+    assert measured == ideal
+    assert "plain decoding in exact mode" in "".join(drawn.itertext())
 
 
 def test_chat_answers_one_prompt_and_says_how_fast(pair: Path) -> None:

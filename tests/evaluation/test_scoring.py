@@ -139,6 +139,11 @@ def test_another_file_is_no_result(tmp_path: Path, content: str | None, message:
         read_result(file)
 
 
+def test_a_folder_is_no_result(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found is a directory; expected the result"):
+        read_result(tmp_path)
+
+
 def test_a_result_with_a_score_missing_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "cpt.json"
     result().write(file)

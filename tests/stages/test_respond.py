@@ -16,6 +16,11 @@ from data_prep.indexed import open_indexed
 from data_prep.tokenizer import load_tokenizer
 from megatron_soaes.accelerator.groups import Rendezvous, process_group
 from megatron_soaes.accelerator.launch import launch
+from megatron_soaes.checkpoint.directory import (
+    BEST_TRACKER,
+    TRACKER,
+    iteration_directory,
+)
 from megatron_soaes.data.conversations import ConversationRange, Packs, PackSettings, sources_of
 from megatron_soaes.data.indexed import TokenizerFacts
 from megatron_soaes.decoding import prompts
@@ -240,11 +245,12 @@ def test_people_can_read_the_answers(root: Path, asked: Asked, metrics: dict[str
     assert {json.loads(line)["dataset"] for line in lines} == {"chats", "docs"}
 
 
-@pytest.mark.parametrize("layout", ["{tensor_parallel: 2}", "{pipeline_parallel: 2}"])
+@pytest.mark.parametrize("dimension", ["tensor", "pipeline", "data"])
 def test_two_ranks_write_the_same(
-    root: Path, layout: str, metrics: dict[str, Any], tmp_path: Path
+    root: Path, dimension: str, metrics: dict[str, Any], tmp_path: Path
 ) -> None:
-    recipe = recipe_of(root, "answers.name=together", f"together.layout={layout}")
+    layout = f"together.layout={{{dimension}_parallel: 2}}"
+    recipe = recipe_of(root, "answers.name=together", layout)
     assert stage_of(recipe, "together").plan().processes == 2
     resolved = tmp_path / "recipe.json"
     resolved.write_text(recipe.model_dump_json(), encoding="utf-8")
@@ -286,6 +292,39 @@ def test_a_lean_copy_gives_the_same_answers(root: Path, metrics: dict[str, Any])
     assert run_here(root, "answers.backend=lean", name="lean") == metrics
     assert written(root, "lean") == written(root)
     assert (root / "work/lean/hf/config.json").is_file()
+
+
+def test_in_bf16_other_answers_are_written_the_same_on_both_backends(
+    root: Path, metrics: dict[str, Any]
+) -> None:
+    change = ("answers.dtype=bf16", "answers.sampling.temperatures=[0]")
+    found = run_here(root, *change, name="half")
+    assert run_here(root, *change, "answers.backend=lean", name="lean-half") == found
+    assert written(root, "half") == written(root, "lean-half")
+    assert not {str(one) for one in written(root, "half")} <= {str(one) for one in written(root)}
+
+
+@pytest.mark.parametrize("backend", ["megatron", "lean"])
+def test_the_best_checkpoint_answers_though_a_worse_one_came_later(
+    root: Path, exam: Exam, asked: Asked, tmp_path: Path, backend: str
+) -> None:
+    shutil.copytree(root / "work", tmp_path / "work")
+    checkpoints = tmp_path / "work/cpt/checkpoints"
+    spoiled = iteration_directory(exam.root / "work/import-target/checkpoints", 0)
+    shutil.copytree(spoiled, iteration_directory(checkpoints, 1))
+    (checkpoints / TRACKER).write_text("1", encoding="utf-8")
+    (checkpoints / BEST_TRACKER).write_text("0", encoding="utf-8")
+
+    options = (
+        f"workdir={tmp_path / 'work'}",
+        f"answers.backend={backend}",
+        "answers.prompts=[docs]",
+    )
+    for after, name in (("cpt@best", "best"), ("cpt", "last")):
+        run_here(root, *options, f"answers.after={after}", name=name)
+    expected = sorted(prompt + answer for prompt, answer, _ in asked.answers("docs"))
+    assert [tokens for tokens, _ in written(tmp_path, "best")] == expected
+    assert [tokens for tokens, _ in written(tmp_path, "last")] != expected
 
 
 @pytest.fixture

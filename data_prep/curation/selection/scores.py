@@ -72,15 +72,12 @@ class Scores:
         return asdict(self)
 
 
-def score_document(document: Document, settings: Settings) -> Scores:
-    """Score one document: its `text`, and where it has them `url`, `source`, `date`,
-    `cluster_size`, which may also stand in its `metadata`.
-    """
-    return score_documents([document], settings)[0]
-
-
 def score_documents(documents: Sequence[Document], settings: Settings) -> list[Scores]:
-    """`score_document` of each; faster, above all where documents are short."""
+    """Score each document: its `text`, and where it has them `url`, `source`, `date`,
+    `cluster_size`, which may also stand in its `metadata`.
+
+    Many at once are faster, above all where they are short.
+    """
     relevances = settings.model.judge([document["text"] for document in documents])
     scores = []
     for document, relevance in zip(documents, relevances, strict=True):

@@ -7,7 +7,6 @@ the cache, all fp32 of shape [].
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,23 @@ import torch
 from torch import Tensor
 
 from megatron_soaes import __version__, files
-from megatron_soaes.checkpoint.hf_files import (
-    TOKENIZER_CONFIG,
-    SafetensorsWriter,
-    copy_other_files,
-    rewrite_for_transformers_4,
-)
 from megatron_soaes.checkpoint.progress import Progress
 from megatron_soaes.errors import UserError
 from megatron_soaes.export.fp8.calibration import Fp8, quantise
 from megatron_soaes.export.fp8.report import Quality
 from megatron_soaes.export.fp8.scales import FP8, GROUPS, Scales, to_fp8
+from megatron_soaes.export.hf_directory import (
+    Shape,
+    copy_model_files,
+    tensor_shapes,
+    write_tensors,
+)
 from megatron_soaes.export.source import Source, open_source, stored_dtype
 from megatron_soaes.export.trtllm.config import dtype_named
-from megatron_soaes.models.families import hf_config, weight_table
-from megatron_soaes.models.weights import slices
+from megatron_soaes.models.families import hf_config
 
 OUTPUT_LAYER = "lm_head"
 REPORT_FILE = "fp8_report.json"
-SHARD_BYTES = 5_000_000_000
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -74,9 +70,7 @@ def export_hf_fp8(
     source = open_source(source_dir, iteration)
     scales, quality = quantise(source, fp8, torch_dtype, calibration_progress)
     with files.atomic_directory(out_dir) as target:
-        copy_other_files(source.hf_files, target)
-        rewrite_for_transformers_4(target / TOKENIZER_CONFIG)
-        (target / "README.md").unlink(missing_ok=True)
+        copy_model_files(source, target)
         quantization = quantization_fields(source, scales)
         config = hf_config(source.shape, source.config, stored)
         config["quantization_config"] = quantization_config(quantization)
@@ -143,32 +137,13 @@ def _write_weights(
     """
     beside = scale_tensors(scales)
     plan: dict[str, tuple[Shape, torch.dtype]] = dict.fromkeys(beside, ((), torch.float32))
-    for weight, layer in slices(weight_table(source.shape), range(source.shape.layers)):
-        for name, shape in weight.hf_shapes(source.shape, layer).items():
-            plan[name] = shape, FP8 if name in scales.weights else dtype
-    writer = SafetensorsWriter(target, plan, SHARD_BYTES)
-    for name, scale in beside.items():
-        writer.write(name, scale)
-    done = 0
-    for name, tensor in _tensors(source):
+    for name, shape in tensor_shapes(source).items():
+        plan[name] = shape, FP8 if name in scales.weights else dtype
+
+    def convert(name: str, tensor: Tensor) -> Tensor:
         converted = stored_dtype(tensor, dtype, name)
-        scale_here = scales.weights.get(name)
-        writer.write(name, converted if scale_here is None else to_fp8(converted, scale_here))
-        done += tensor.numel()
-        if progress is not None:
-            progress(done, source.shape.parameters)
-    writer.close()
+        scale = scales.weights.get(name)
+        return converted if scale is None else to_fp8(converted, scale)
+
+    write_tensors(source, target, plan, convert, first=beside, progress=progress)
     return len(plan)
-
-
-def _tensors(source: Source) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the model, in the order of its weight table."""
-    current: tuple[int, dict[str, Tensor]] | None = None
-    for weight, layer in slices(weight_table(source.shape), range(source.shape.layers)):
-        for name in weight.hf_shapes(source.shape, layer):
-            if layer is None:
-                yield name, torch.cat([block for _, block in source.blocks(name)])
-                continue
-            if current is None or current[0] != layer:
-                current = layer, source.layer(layer)
-            yield name, current[1][name]

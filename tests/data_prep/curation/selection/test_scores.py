@@ -15,7 +15,6 @@ from data_prep.curation.selection.scores import (
     NAMES,
     Selection,
     Settings,
-    score_document,
     score_documents,
 )
 from data_prep.curation.selection.training import TrainingSettings, train
@@ -47,7 +46,8 @@ def test_an_official_notice_beats_a_chat_in_every_score(settings: Settings) -> N
 
 
 def test_what_is_stored_explains_each_score(settings: Settings) -> None:
-    stored = json.loads(json.dumps(score_document(OFFICIAL, settings).to_json()))
+    (scores,) = score_documents([OFFICIAL], settings)
+    stored = json.loads(json.dumps(scores.to_json()))
     explained = stored["explanations"]
     assert explained["credibility"]["tier"] == "government"
     assert explained["credibility"]["entry"] == "assets.minguo.example"
@@ -62,7 +62,7 @@ def test_what_is_stored_explains_each_score(settings: Settings) -> None:
 def test_scores_do_not_depend_on_the_documents_beside(settings: Settings) -> None:
     both = score_documents([OFFICIAL, CHAT], settings)
     assert both == score_documents([CHAT, OFFICIAL], settings)[::-1]
-    assert both == [score_document(OFFICIAL, settings), score_document(CHAT, settings)]
+    assert both == [*score_documents([OFFICIAL], settings), *score_documents([CHAT], settings)]
 
 
 @pytest.mark.parametrize(
