@@ -13,7 +13,7 @@ set -uo pipefail
 SOAES_JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 SOAES_JOB=${SOAES_JOB:-$SLURM_JOB_ID}
 
-# A signal goes on to what runs at that moment; one that comes before is kept for it.
+# A signal goes on to what runs at that moment; after one that comes before, nothing starts.
 soaes_running='' soaes_received=''
 soaes_pass_on() { # SIGNAL
   soaes_received=$1
@@ -69,9 +69,9 @@ soaes_check_nodes() { # RECIPE
 
 # Runs a command with the signals of Slurm passed on to it; ends with its code.
 soaes_wait() {
+  if [ -n "$soaes_received" ]; then return 75; fi
   "$@" &
   soaes_running=$!
-  if [ -n "$soaes_received" ]; then kill -s "$soaes_received" "$soaes_running" 2>/dev/null; fi
   # A trapped signal ends `wait` before the command ends; the last one asks for the code alone.
   while kill -0 "$soaes_running" 2>/dev/null; do wait "$soaes_running"; done
   wait "$soaes_running"

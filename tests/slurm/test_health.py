@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_soaes.accelerator.groups import Rendezvous
 from megatron_soaes.accelerator.health import BAD_NODES, Floors, Sign, faults_of
+from megatron_soaes.accelerator.health import examine as examine_nodes
 from megatron_soaes.accelerator.launch import free_port
 from megatron_soaes.errors import ExitCode
 
@@ -57,6 +59,17 @@ def test_a_full_disk_is_found_and_the_nodes_are_remembered(tmp_path: Path) -> No
     assert codes == [ExitCode.UNSOUND] * 2, said
     listed = (tmp_path / BAD_NODES).read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[0] for line in listed] == ["first", "second"]
+
+
+def test_a_first_node_that_gives_no_answer_is_remembered_by_the_last(tmp_path: Path) -> None:
+    """Nobody listens at the address of the first rank."""
+    rendezvous = [Rendezvous(rank, 3, "127.0.0.1", free_port()) for rank in (1, 2)]
+    for one in rendezvous:
+        assert examine_nodes(one, ["first", "second", "third"], tmp_path, FLOORS, 0.5) == (
+            ExitCode.UNSOUND
+        )
+    listed = (tmp_path / BAD_NODES).read_text(encoding="utf-8")
+    assert listed == "first\tits first rank gives no answer\n"
 
 
 def test_the_bandwidth_between_nodes_is_measured_and_held_to_its_floor(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def start(
     stand_in.write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
     stand_in.chmod(0o755)
     return cluster.submit(
-        f"--output={workdir}/slurm/%j.log", "--time=5", *options,
+        f"--output={workdir}/slurm/%j.log", "--time=30", *options,
         str(SLURM / script), str(workdir / "slurm/recipe.json"), "stage", "other",
         environment={
             "SOAES_SLURM_DIR": str(SLURM), "SOAES_ENVIRONMENT": str(SLURM / "environment.sh"),
@@ -84,9 +84,7 @@ while true; do sleep 0.1; done"""
     assert ended["Restarts"] == "1"
 
 
-def test_a_signal_that_comes_before_the_stage_is_kept_for_it(
-    cluster: Cluster, workdir: Path
-) -> None:
+def test_a_signal_that_comes_before_the_stage_is_not_lost(cluster: Cluster, workdir: Path) -> None:
     environment = workdir / "environment.sh"
     slow = f'touch {workdir}/loading; [ -n "${{SLURM_RESTART_COUNT:-}}" ] || sleep 3'
     environment.write_text(f'source "{SLURM}/environment.sh"\n{slow}\n', encoding="utf-8")
