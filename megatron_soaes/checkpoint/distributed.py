@@ -161,4 +161,7 @@ def _load(where: Path, wanted: dict[str, Any], arrivals: Arrivals) -> dict[str, 
 def _fill(chunks: Sequence[GPTModel], content: Mapping[str, Any]) -> None:
     names = ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
     for name, chunk in zip(names, chunks, strict=True):
-        chunk.load_state_dict(content[name], strict=True)
+        # A run with local layers, say on a CPU, writes no extra states of norms; None stands for no
+        # state to Transformer Engine.
+        absent = {key: None for key in chunk.state_dict() if key.endswith("_extra_state")}
+        chunk.load_state_dict(absent | dict(content[name]), strict=True)

@@ -24,9 +24,9 @@ def load_tokenizer(hf_dir: Path) -> PreTrainedTokenizerBase:
         raise UserError(hf_dir, "no such directory", "a Hugging Face directory", "Check the path.")
     try:
         return transformers.AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises the bare class
         raise UserError(
-            hf_dir, f"no readable tokenizer ({str(error).splitlines()[0]})",
+            hf_dir, f"no readable tokenizer ({str(error).partition(chr(10))[0]})",
             "tokenizer.json and tokenizer_config.json",
             "Copy the tokenizer of the base model there.",
         ) from None  # fmt: skip

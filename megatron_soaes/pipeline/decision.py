@@ -63,7 +63,13 @@ def _begun(plan: Plan, input_hashes: Mapping[str, str]) -> bool:
     begun = plan.directory / BEGUN_FILE
     if not begun.exists() or not plan.resumable:
         return False
-    before = json.loads(begun.read_text(encoding="utf-8"))
+    try:
+        before = dict(json.loads(begun.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            begun, f"a damaged file ({error})", "the JSON this program writes",
+            f"Restore it, or start the stage anew: --force {plan.name}.",
+        ) from None  # fmt: skip
     if changed := differing(before, input_hashes):
         raise UserError(
             f"stage {plan.name}",

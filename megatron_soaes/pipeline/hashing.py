@@ -37,8 +37,11 @@ class HashCache:
     def _read(self) -> dict[str, list[Any]]:
         if not self._file.exists():
             return {}
-        known: dict[str, list[Any]] = json.loads(self._file.read_text(encoding="utf-8"))
-        return known
+        try:
+            known = json.loads(self._file.read_text(encoding="utf-8"))
+        except ValueError:
+            return {}  # only a memory: what a damaged one held is hashed again
+        return known if isinstance(known, dict) else {}
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -95,10 +95,10 @@ def _main_width(workload: Workload) -> int:
 def _engine_holds_main(workload: Workload) -> bool:
     """Whether main weights of the precision-aware optimizer are Transformer Engine's.
 
-    Under FP8 recipes other than `delayed` Megatron-Core keeps fp32 ones itself, in full
-    (OptimizerConfig.use_precision_aware_optimizer_no_fp8_or_ds_fp8).
+    Of weights in FP8, under recipes other than `delayed`, Megatron-Core keeps fp32 ones itself, in
+    full (OptimizerConfig.use_precision_aware_optimizer_no_fp8_or_ds_fp8).
     """
     assert workload.optimizer is not None
     aware, fp8 = workload.optimizer.precision_aware, workload.precision.fp8
     fp32 = aware is not None and aware.main_weights == "fp32"
-    return not (fp32 and fp8 is not None and fp8.recipe != "delayed")
+    return not (fp32 and fp8 is not None and fp8.param_gather and fp8.recipe != "delayed")

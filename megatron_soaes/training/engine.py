@@ -168,7 +168,11 @@ def build_engine(
 
 def state_settings(optimizer: Optimizer, fp8: FP8 | None) -> dict[str, Any]:
     """Megatron-Core's names for what the optimizer keeps; none where all of it is fp32."""
-    settings: dict[str, Any] = {} if fp8 is None else {"fp8_recipe": fp8.recipe}
+    settings: dict[str, Any] = {}
+    # Told of a recipe, Megatron-Core keeps main weights and gradients of its own, in fp32: weights
+    # that are in FP8 themselves need that, bf16 ones do not.
+    if fp8 is not None and fp8.param_gather:
+        settings["fp8_recipe"] = fp8.recipe
     aware = optimizer.precision_aware
     if aware is None:
         return settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ def test_a_model_without_these_files_stops_at_its_tokenizers_end(
 def test_a_path_that_is_no_directory_is_not_looked_for_on_a_hub(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: found no such directory"):
         load_tokenizer(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, hf_dir: Path, file: str) -> None:
+    model = shutil.copytree(hf_dir, tmp_path / "model")
+    (model / file).write_text("[]")
+    with pytest.raises(UserError, match="model: found no readable tokenizer"):
+        load_tokenizer(model)
 
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:

@@ -109,6 +109,16 @@ def test_inputs_may_not_change_under_an_unfinished_stage(recipe: Path) -> None:
         run(load_recipe(recipe))
 
 
+@pytest.mark.parametrize("damaged", ['{"a', "1"])
+def test_a_damaged_record_of_an_unfinished_stage_is_named(recipe: Path, damaged: str) -> None:
+    run(load_recipe(recipe))
+    (stage_folder(recipe) / "manifest.json").unlink()
+    (stage_folder(recipe) / BEGUN_FILE).write_text(damaged, encoding="utf-8")
+    with pytest.raises(UserError, match=r"begun\.json: .*--force preprocess-mine"):
+        run(load_recipe(recipe))
+    assert run(load_recipe(recipe), Selection(forced=("preprocess-mine",))) == ExitCode.OK
+
+
 def test_an_unfinished_stage_goes_on(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(load_recipe(recipe))
     (stage_folder(recipe) / "manifest.json").unlink()
@@ -163,6 +173,14 @@ def test_hashes_are_remembered_by_size_and_time(tmp_path: Path) -> None:
     folder_hash = cache.of(tmp_path)
     (tmp_path / "new").write_text("")
     assert cache.of(tmp_path) != folder_hash
+
+
+@pytest.mark.parametrize("damaged", ['{"a', "[]"])
+def test_a_damaged_memory_of_hashes_is_no_memory(recipe: Path, damaged: str) -> None:
+    run(load_recipe(recipe))
+    (recipe.parent / "work/hashes.json").write_text(damaged, encoding="utf-8")
+    assert run(load_recipe(recipe)) == ExitCode.OK
+    assert "a.jsonl" in (recipe.parent / "work/hashes.json").read_text(encoding="utf-8")
 
 
 def test_runs_beside_each_other_keep_what_each_has_hashed(tmp_path: Path) -> None:

@@ -253,6 +253,9 @@ def test_a_precision_aware_optimizer_keeps_fewer_bits(aware: PrecisionAware, wid
     assert rank_memory(asked, 0).optimizer == width * rank_parameters(asked, 0)
 
 
+IN_BF16 = PrecisionAware(first_moment="bf16", main_gradients="bf16")
+
+
 @pytest.mark.parametrize(
     ("aware", "fp8", "kept", "widened"),
     [
@@ -260,17 +263,18 @@ def test_a_precision_aware_optimizer_keeps_fewer_bits(aware: PrecisionAware, wid
         (PrecisionAware(), None, 10, 0),
         (PrecisionAware(first_moment="bf16", second_moment="bf16"), None, 6, 8),
         (PrecisionAware(main_weights="fp16", second_moment="fp8"), None, 7, 8),
-        # Under FP8 recipes but one Megatron-Core keeps fp32 main weights, and fp32 gradients.
-        (PrecisionAware(first_moment="bf16", main_gradients="bf16"), "tensorwise", 10, 8),
-        (PrecisionAware(first_moment="bf16", main_gradients="bf16"), "delayed", 8, 4),
-        (PrecisionAware(main_weights="fp16"), "tensorwise", 10, 4),
+        (IN_BF16, FP8(), 8, 4),
+        # Of FP8 weights, under all recipes but one, Megatron-Core keeps fp32 main weights.
+        (IN_BF16, FP8(param_gather=True), 10, 8),
+        (IN_BF16, FP8(recipe="delayed", param_gather=True), 8, 4),
+        (PrecisionAware(main_weights="fp16"), FP8(param_gather=True), 10, 4),
     ],
 )
 def test_state_in_fewer_bits_is_widened_for_the_update(
-    aware: PrecisionAware | None, fp8: Any, kept: int, widened: int
+    aware: PrecisionAware | None, fp8: FP8 | None, kept: int, widened: int
 ) -> None:
     """Without replicas, so that all of it is this rank's."""
-    precision = Precision(fp8=None if fp8 is None else FP8(recipe=fp8))
+    precision = Precision(fp8=fp8)
     asked = workload(
         QWEN2_7B, optimizer=Optimizer(precision_aware=aware), precision=precision,
         overlap=Overlap(grad_reduce=True),

@@ -125,7 +125,8 @@ def test_fp8_settings_have_megatron_cores_names() -> None:
 def test_optimizer_state_has_megatron_cores_names() -> None:
     assert state_settings(Optimizer(), None) == {}
     aware = PrecisionAware(main_weights="fp16", main_gradients="bf16", second_moment="fp8")
-    found = state_settings(Optimizer(precision_aware=aware), FP8(recipe="blockwise"))
+    optimizer = Optimizer(precision_aware=aware)
+    found = state_settings(optimizer, FP8(recipe="blockwise", param_gather=True))
     assert found.keys() <= {field.name for field in fields(OptimizerConfig)}
     assert found == {
         "fp8_recipe": "blockwise",
@@ -136,3 +137,5 @@ def test_optimizer_state_has_megatron_cores_names() -> None:
         "exp_avg_sq_dtype": torch.uint8,
         "store_param_remainders": False,
     }
+    # Of bf16 weights Transformer Engine keeps the main weights, whatever the products are in.
+    assert "fp8_recipe" not in state_settings(optimizer, FP8(recipe="blockwise"))

@@ -21,6 +21,7 @@ from megatron.core.transformer.enums import CudaGraphScope
 from torch import Tensor
 
 from megatron_soaes.models.build import BuildOptions, transformer_config
+from megatron_soaes.models.norm import RMSNorm
 from megatron_soaes.recipe.training_settings import Kernels, Layout, Overlap
 from megatron_soaes.training import graphs
 from megatron_soaes.training.trainer import train
@@ -64,6 +65,18 @@ def test_scaling_factors_and_their_history_come_back_with_a_resume(
 
 def _set(linear: Any, history: Tensor | None) -> None:
     linear.history = history
+
+
+@pytest.mark.usefixtures("one_process")
+def test_norms_that_keep_a_state_take_a_checkpoint_without_one(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformer Engine's norms do; a run with local layers writes none."""
+    run(make_job(material, tmp_path), terminate_in(3))
+    empty = torch.empty(0, dtype=torch.uint8)
+    monkeypatch.setattr(RMSNorm, "get_extra_state", lambda one: empty, raising=False)
+    monkeypatch.setattr(RMSNorm, "set_extra_state", _set, raising=False)
+    assert train(make_job(material, tmp_path)).completed
 
 
 @pytest.mark.usefixtures("one_process")

@@ -188,22 +188,30 @@ def submit(recipe: Recipe, environment: Path | None = None) -> list[Submitted]:
     text = recipe.model_dump_json(indent=2, exclude_unset=True)
     files.write_text(chain.folder / RECIPE_FILE, text + "\n")
     submitted: list[Submitted] = []
-    for command in chain.commands:
-        words = command.words({one.name: one.job for one in submitted})
-        answer = chain.ask(words)
-        if answer.returncode != 0:
-            if submitted:
-                cancel_jobs([one.job for one in submitted])
-            raise UserError(
-                f"job {command.job.name}",
-                answer.stderr.strip(),
-                "that sbatch takes it",
-                f"Nothing is in the queue. The command was: {shlex.join(words)}",
-            )
-        number = answer.stdout.strip().partition(";")[0]
-        submitted.append(Submitted(command.job.name, number, command.job.stages))
-    _remember(chain.folder, submitted)
+    try:
+        for command in chain.commands:
+            submitted.append(_hand_over(chain, command, submitted))
+            # At once: one that is not remembered could neither be seen nor cancelled.
+            files.write_json(chain.folder / JOBS_FILE, [vars(one) for one in submitted])
+    except BaseException:  # Ctrl-C, too
+        if submitted:
+            cancel_jobs([one.job for one in submitted])
+        raise
     return submitted
+
+
+def _hand_over(chain: Chain, command: Command, before: Sequence[Submitted]) -> Submitted:
+    words = command.words({one.name: one.job for one in before})
+    answer = chain.ask(words)
+    if answer.returncode != 0:
+        raise UserError(
+            f"job {command.job.name}",
+            answer.stderr.strip(),
+            "that sbatch takes it",
+            f"Nothing is in the queue. The command was: {shlex.join(words)}",
+        )
+    number = answer.stdout.strip().partition(";")[0]
+    return Submitted(command.job.name, number, command.job.stages)
 
 
 def _refuse_second(recipe: Recipe) -> None:
@@ -215,14 +223,16 @@ def _refuse_second(recipe: Recipe) -> None:
         )  # fmt: skip
 
 
-def _remember(folder: Path, submitted: Sequence[Submitted]) -> None:
-    files.write_json(folder / JOBS_FILE, [vars(one) for one in submitted])
-
-
 def read_submission(recipe: Recipe) -> list[Submitted]:
     """The jobs of the newest submission; empty when there was none."""
     file = recipe.workdir / FOLDER / JOBS_FILE
     if not file.exists():
         return []
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return [Submitted(one["name"], one["job"], tuple(one["stages"])) for one in content]
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return [Submitted(one["name"], one["job"], tuple(one["stages"])) for one in content]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            file, f"a damaged list of jobs ({error})", "the JSON that soaes slurm submit writes",
+            "Look with squeue whether jobs of this recipe are in the queue, then remove the file.",
+        ) from None  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from megatron_soaes.errors import UserError
 from megatron_soaes.pipeline.run import run
 from megatron_soaes.pipeline.selection import Selection
 from megatron_soaes.pipeline.slurm.jobs import Job, jobs_of
-from megatron_soaes.pipeline.slurm.submission import chain_of, submit
+from megatron_soaes.pipeline.slurm.submission import Chain, chain_of, submit
 from megatron_soaes.recipe.load import load_recipe
 
 RECIPE = """
@@ -103,6 +104,63 @@ def test_a_dry_run_is_a_script_that_hands_sbatch_exactly_the_arguments(
         ]  # fmt: skip
     folder = tmp_path / "it's $(touch harm) 100%" / "slurm"
     assert f"--output={str(folder).replace('%', '%%')}/%x-%j.log" in calls[1]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of stand-ins for Slurm's commands, which write down what they are called with."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sbatch", "scontrol", "scancel"):
+        stand_in(folder / name, f'echo "{name} $*" >>"{tmp_path}/said"; echo $((++n))')
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def stand_in(file: Path, body: str) -> None:
+    file.write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+    file.chmod(0o755)
+
+
+def calls(tmp_path: Path, name: str) -> list[str]:
+    said = (tmp_path / "said").read_text(encoding="utf-8").splitlines()
+    return [line for line in said if line.startswith(name)]
+
+
+def test_what_an_environment_file_prints_is_no_job_s_number(
+    recipe: Path, slurm: Path, tmp_path: Path
+) -> None:
+    environment = tmp_path / "environment.sh"
+    environment.write_text("echo Loading megatron/1.0\n", encoding="utf-8")
+    jobs = submit(load_recipe(recipe), environment)
+    assert {one.job for one in jobs} == {"1"}
+
+
+def test_a_submission_that_is_interrupted_leaves_no_job_behind(
+    recipe: Path, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Chain.ask
+
+    def interrupted(chain: Chain, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        if calls(tmp_path, "sbatch"):
+            raise KeyboardInterrupt
+        return ask(chain, words)
+
+    (tmp_path / "said").touch()
+    monkeypatch.setattr(Chain, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit(load_recipe(recipe))
+    assert len(calls(tmp_path, "sbatch")) == 1
+    assert calls(tmp_path, "scancel") == ["scancel 1"]
+
+
+def test_a_damaged_list_of_jobs_is_named(recipe: Path, slurm: Path) -> None:
+    loaded = load_recipe(recipe)
+    file = loaded.workdir / "slurm/jobs.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('[{"name": ', encoding="utf-8")
+    with pytest.raises(UserError, match=r"jobs\.json: found a damaged list of jobs"):
+        submit(loaded)
 
 
 def test_a_blocked_stage_is_said_before_anything_is_submitted(recipe: Path) -> None:
