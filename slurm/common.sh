@@ -35,10 +35,12 @@ soaes_stage() { # RECIPE STAGE [STAGE...]; an array runs the one of its element
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   # Below the ports that Linux gives to whoever asks; the next one is the node check's.
   MASTER_PORT=$((20000 + SLURM_JOB_ID % 6000 * 2))
-  # Each task gets its share of the job's CPUs: by itself srun binds it to a single one.
-  local tasks=${SLURM_TASKS_PER_NODE%%[!0-9]*} # such as 8(x2)
-  export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / tasks))}
   export MASTER_ADDR MASTER_PORT
+  # Each task gets its share of the job's CPUs: by itself srun binds it to a single one.
+  if [ -n "${SLURM_NTASKS_PER_NODE:-}" ]; then
+    local share=$((SLURM_CPUS_ON_NODE / SLURM_NTASKS_PER_NODE))
+    export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-$share}
+  fi
   echo "$(date --iso-8601=seconds) $stage: job $SOAES_JOB on $SLURM_JOB_NODELIST," \
     "start $((${SLURM_RESTART_COUNT:-0} + 1))"
 

@@ -85,11 +85,12 @@ def _main_width(workload: Workload) -> int:
     assert workload.optimizer is not None
     if workload.precision.dtype == "fp32":
         return 0
-    aware = workload.optimizer.precision_aware
-    if aware is None or not _engine_holds_main(workload):
-        return WIDTHS["fp32"]
+    aware, fp8 = workload.optimizer.precision_aware, workload.precision.fp8
+    if aware is not None and aware.main_weights == "fp16":
+        return WIDTHS["fp16"]
     # Of an fp32 main weight Transformer Engine keeps the 16 bits that its bf16 weight has not.
-    return WIDTHS["bf16" if aware.main_weights == "fp32" else "fp16"]
+    in_fp8 = fp8 is not None and fp8.param_gather
+    return WIDTHS["fp32" if aware is None or in_fp8 else "bf16"]
 
 
 def _engine_holds_main(workload: Workload) -> bool:

@@ -171,8 +171,9 @@ def state_settings(optimizer: Optimizer, fp8: FP8 | None) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     # Told of a recipe, Megatron-Core keeps main weights and gradients of its own, in fp32: weights
     # that are in FP8 themselves need that, bf16 ones do not.
-    if fp8 is not None and fp8.param_gather:
-        settings["fp8_recipe"] = fp8.recipe
+    in_fp8 = fp8.recipe if fp8 is not None and fp8.param_gather else None
+    if in_fp8 is not None:
+        settings["fp8_recipe"] = in_fp8
     aware = optimizer.precision_aware
     if aware is None:
         return settings
@@ -183,8 +184,9 @@ def state_settings(optimizer: Optimizer, fp8: FP8 | None) -> dict[str, Any]:
         "main_grads_dtype": STATE_DTYPES[aware.main_gradients],
         "exp_avg_dtype": STATE_DTYPES[aware.first_moment],
         "exp_avg_sq_dtype": STATE_DTYPES[aware.second_moment],
-        # An fp32 main weight is its bf16 weight and 16 bits more; of fp16 ones there is no rest.
-        "store_param_remainders": aware.main_weights == "fp32",
+        # An fp32 main weight is its bf16 weight and 16 bits more. Of fp16 ones is no rest, and
+        # what updates weights in FP8 takes them whole (FusedAdam).
+        "store_param_remainders": aware.main_weights == "fp32" and in_fp8 is None,
     }
 
 

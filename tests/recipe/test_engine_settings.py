@@ -139,3 +139,10 @@ def test_optimizer_state_has_megatron_cores_names() -> None:
     }
     # Of bf16 weights Transformer Engine keeps the main weights, whatever the products are in.
     assert "fp8_recipe" not in state_settings(optimizer, FP8(recipe="blockwise"))
+
+
+def test_main_weights_of_fp8_weights_are_kept_whole() -> None:
+    """What updates weights in FP8 cannot put them together from a bf16 weight and its rest."""
+    optimizer = Optimizer(precision_aware=PrecisionAware())
+    for fp8, rest_only in ((None, True), (FP8(recipe="delayed", param_gather=True), False)):
+        assert state_settings(optimizer, fp8)["store_param_remainders"] is rest_only

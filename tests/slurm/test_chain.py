@@ -1,14 +1,17 @@
-"""Recipes as chains of real jobs: across signals and a lost node, and with a stage that fails."""
+"""Recipes as chains of real jobs: across a time limit, a lost node and a stage that fails."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -164,6 +167,13 @@ def rank_of(recipe: Path, stage: str, rank: int) -> psutil.Process:
     raise AssertionError(f"no rank {rank} of {stage}")
 
 
+def is_signalled(process: psutil.Process) -> bool:
+    """Whether SIGUSR1 waits for a process that is suspended."""
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    pending = re.search(r"^ShdPnd:\s*(\w+)", status, re.M)
+    return pending is not None and bool(int(pending[1], 16) & 1 << signal.SIGUSR1 - 1)
+
+
 def steps_done(recipe: Path, stage: str) -> int:
     metrics = recipe.parent / HARM / stage / "metrics.jsonl"
     with suppress(OSError, ValueError):
@@ -196,7 +206,11 @@ def test_a_chain_survives_its_time_limit_and_a_lost_node_and_ends_bitwise_the_sa
     assert f"{jobs['cpt']}: cpt" in said
 
     def limit_comes() -> None:
-        cluster.answer("scancel", "--batch", "--signal=USR1", jobs["cpt"])
+        # Slow steps, while Slurm finds that less than the script's ten minutes are left.
+        for rank in range(2):
+            slow.append(rank_of(recipe, "cpt", rank))
+            slow[-1].suspend()
+        cluster.answer("scontrol", "update", f"JobId={jobs['cpt']}", "TimeLimit=10")
 
     def node_is_lost() -> None:
         lost.append(cluster.job(jobs["draft-cpt"])["NodeList"])
@@ -206,10 +220,16 @@ def test_a_chain_survives_its_time_limit_and_a_lost_node_and_ends_bitwise_the_sa
         hanging.append(rank_of(recipe, "sft", 1))
         hanging[0].suspend()
 
+    slow: list[psutil.Process] = []
     lost: list[str] = []
     hanging: list[psutil.Process] = []
-    blows = {"cpt": limit_comes, "draft-cpt": node_is_lost, "sft": rank_hangs}
-    wait_until(lambda: strike(cluster, recipe, blows), 300)
+    blows = {"cpt": limit_comes, "draft-cpt": node_is_lost}
+    wait_until(partial(strike, cluster, recipe, blows), 300)
+    wait_until(lambda: all(map(is_signalled, slow)), 90)
+    cluster.answer("scontrol", "update", f"JobId={jobs['cpt']}", "TimeLimit=60")
+    for rank in slow:
+        rank.resume()
+    wait_until(partial(strike, cluster, recipe, {"sft": rank_hangs}), 300)
     first_log = recipe.parent / HARM / "sft/logs/rank0.log"
     wait_until(lambda: f"no progress for {PATIENCE_S} s" in first_log.read_text("utf-8"), 60)
     hanging[0].resume()
